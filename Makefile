@@ -1,0 +1,61 @@
+# sparkrig.serving: `make demo` serves a model on a four-node lab, `make test` runs the whole test suite.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+export SPARKRIG_CACHE ?= $(HOME)/.cache/sparkrig
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PYTHONPATH := $(CURDIR)
+
+VENV := $(SPARKRIG_CACHE)/venv/$(shell { cat requirements.txt; python3 --version; } | sha256sum | cut -c1-12)
+BIN := $(VENV)/bin
+export PATH := $(BIN):$(PATH)
+COLLECTION := .collections/ansible_collections/sparkrig/serving
+MODULES := lab tests/unit tests/lab tests/oracle tests/bench
+
+.PHONY: help
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+
+# --- What both commands need ------------------------------------------------------------------------------
+
+$(VENV)/.complete: requirements.txt
+	@echo "lab: making the tools' virtual environment"
+	@rm -rf $(VENV) && python3 -m venv $(VENV)
+	@$(BIN)/pip install --quiet "$$(grep -oE '^uv==[0-9.]+' requirements.txt)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt
+	@touch $@
+
+$(COLLECTION):
+	@mkdir -p $(dir $@) && ln -s ../../.. $@
+
+.PHONY: venv
+venv: $(VENV)/.complete $(COLLECTION) ## Make .venv from the pinned requirements
+	@ln -sfn $(VENV) .venv
+
+.PHONY: system
+system: ## Install the lab's system packages where they are missing
+	@lab/system.sh
+
+.PHONY: requirements
+requirements: venv ## Compile requirements.in into requirements.txt
+	@uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
+	  --output-file requirements.txt requirements.in
+
+# --- The lab ------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: venv system ## Serve a model on four local nodes, from nothing, and print the endpoint
+	@python -m lab.demo
+
+.PHONY: up
+up: venv system ## Make the lab's nodes, or repair them, without serving anything
+	@python -m lab.nodes up
+
+.PHONY: down
+down: venv ## Remove the lab: nodes, links, keys; the cache stays
+	@python -m lab.nodes down
+
+.PHONY: clean
+clean: down ## Remove the lab and its cache
+	@rm -rf $(SPARKRIG_CACHE) .venv .collections
