@@ -59,3 +59,46 @@ down: venv ## Remove the lab: nodes, links, keys; the cache stays
 .PHONY: clean
 clean: down ## Remove the lab and its cache
 	@rm -rf $(SPARKRIG_CACHE) .venv .collections
+
+# --- The tests ----------------------------------------------------------------------------------------------
+
+SCENARIOS := interrupted default refusals dead_node
+
+.PHONY: test
+test: venv system ## The whole test suite, from lint to the molecule scenarios
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target static build
+	@$(MAKE) --no-print-directory oracle
+	@$(MAKE) --no-print-directory molecule
+	@echo "make test: everything passed"
+
+.PHONY: static
+static: lint unit ## Linters, type checks and unit tests
+
+.PHONY: lint
+lint: venv ## Linters and type checks
+	ruff check .
+	ruff format --check .
+	shellcheck lab/system.sh .ci/run
+	yamllint --strict .
+	mypy plugins $(MODULES) $(wildcard molecule/*/tests)
+	ansible-lint
+
+.PHONY: unit
+unit: venv ## Unit tests of the cores, modules and filters
+	pytest tests/unit
+
+.PHONY: build
+build: venv system ## Build the node image and the runtime, side by side with nothing served
+	@python -m lab.build
+
+.PHONY: oracle
+oracle: build ## The fitter side by side with vLLM's own planner and engine
+	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle
+
+.PHONY: molecule
+molecule: venv system ## Every molecule scenario on one set of nodes
+	molecule test $(addprefix --scenario-name ,$(SCENARIOS))
+
+.PHONY: bench
+bench: venv ## Benchmarks, printed
+	pytest tests/bench

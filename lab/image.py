@@ -194,7 +194,19 @@ def ensure_image() -> str:
         started = time.monotonic()
         build_rootfs(archive)
         say(f"image built in {time.monotonic() - started:.0f} s, {archive.stat().st_size / 2**20:.0f} MiB")
-    run(["podman", "import", "--quiet", "--change", 'CMD ["/sbin/init"]', "--change", "STOPSIGNAL SIGRTMIN+3", str(archive), name])
+    run(
+        [
+            "podman",
+            "import",
+            "--quiet",
+            "--change",
+            'CMD ["/sbin/init"]',
+            "--change",
+            "STOPSIGNAL SIGRTMIN+3",
+            str(archive),
+            name,
+        ]
+    )
     return name
 
 

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +54,13 @@ class Node:
         return f"sparkrig-{self.name}"
 
 
-def nodes_of(inventory: dict[str, object]) -> list[Node]:
+def nodes_of(inventory: dict[str, t.Any]) -> list[Node]:
     """The nodes of what ``ansible-inventory --list`` printed, in the inventory's order.
 
     Raises :class:`LabError` when a host has no address or no rail.
     """
-    hostvars = inventory["_meta"]["hostvars"]  # type: ignore[index,call-overload]
-    hosts = inventory["sparks"]["hosts"]  # type: ignore[index,call-overload]
+    hostvars = inventory["_meta"]["hostvars"]
+    hosts = inventory["sparks"]["hosts"]
     nodes = []
     for index, name in enumerate(hosts, start=1):
         values = hostvars[name]

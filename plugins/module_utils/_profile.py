@@ -1,0 +1,312 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A serving profile: what its keys are, how overrides are laid over it, and which rules it has to hold.
+
+Private to the collection. A profile is one plain dict; ``KEYS`` is the one home of what may stand in it.
+Engine options keep vLLM's own names, so that a vLLM user can read a profile at sight.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing as t
+from dataclasses import dataclass
+
+if t.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Value = t.Any
+
+# Variables that differ by node. They come from the node itself; a profile would give every node the same.
+PER_NODE_VARIABLES = frozenset(
+    {
+        "GLOO_SOCKET_IFNAME",
+        "HOST_IP",
+        "NCCL_IB_HCA",
+        "NCCL_SOCKET_IFNAME",
+        "VLLM_HOST_IP",
+    }
+)
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What one key of a profile may hold.
+
+    ``kind`` is one of ``str int float bool dict list``; ``minimum`` bounds numbers, ``choices`` strings.
+    ``keys`` describes a dict whose keys are fixed; without it a dict is free-form. ``items`` describes each
+    entry of a list, ``values`` each value of a free-form dict. Null is allowed unless ``required``.
+    """
+
+    kind: str
+    required: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    pattern: str | None = None
+    keys: Mapping[str, Key] | None = None
+    items: Key | None = None
+    values: Key | None = None
+    engine: bool = False
+
+
+def _engine(kind: str, **kwargs: t.Any) -> Key:
+    """A key that is an option of the engine's command line."""
+    return Key(kind, engine=True, **kwargs)
+
+
+_MODEL = {
+    "base": Key("str", required=True, pattern=r"/.+"),
+    "overlay": Key("str", pattern=r"/.+"),
+    "path": Key("str", required=True, pattern=r"/.+"),
+}
+_RUNTIME = {
+    "fallback_index_urls": Key("list", items=Key("str")),
+    "glibc": Key("str", required=True, pattern=r"2\.[0-9]+"),
+    "local_version": Key("str"),
+    "lock": Key("str", required=True),
+    "machine": Key("str", choices=("aarch64", "x86_64")),
+    "patches": Key(
+        "dict",
+        keys={"files": Key("list", required=True, items=Key("str")), "series": Key("str", required=True)},
+    ),
+    "python": Key("str", pattern=r"3\.[0-9]+"),
+    "slim": Key(
+        "list",
+        items=Key(
+            "dict",
+            keys={
+                "action": Key("str", choices=("drop", "strip")),
+                "paths": Key("list", required=True, items=Key("str")),
+                "why": Key("str", required=True),
+            },
+        ),
+    ),
+    "source": Key(
+        "dict",
+        required=True,
+        keys={
+            "directory": Key("str", pattern=r"/.+"),
+            "kind": Key("str", required=True, choices=("git", "path", "wheel")),
+            "name": Key("str", required=True),
+            "version": Key("str", required=True),
+        },
+    ),
+}
+_FIT = {
+    "attention_backend": Key("str"),
+    "compute_capability": Key("str", pattern=r"[0-9]+\.[0-9]+"),
+    "device": Key("str", required=True, choices=("cpu", "cuda")),
+    "engine": Key("str", required=True),
+    "overhead_bytes": Key("int", required=True, minimum=0),
+    "reserve_bytes": Key("int", required=True, minimum=0),
+}
+
+KEYS: Mapping[str, Key] = {
+    "attention_backend": _engine("str"),
+    "block_size": _engine("int", minimum=1),
+    "dcp_comm_backend": _engine("str", choices=("a2a", "ag_rs")),
+    "dcp_kv_cache_interleave_size": _engine("int", minimum=1),
+    "decode_context_parallel_size": _engine("int", required=True, minimum=1),
+    "description": Key("str", required=True),
+    "distributed_executor_backend": _engine("str", required=True, choices=("ray",)),
+    "dtype": _engine("str"),
+    "enable_prefix_caching": _engine("bool"),
+    "enforce_eager": _engine("bool"),
+    "environment": Key("dict", required=True, values=Key("str", required=True)),
+    "expect": Key("dict", required=True),
+    "fit": Key("dict", required=True, keys=_FIT),
+    "generation_config": _engine("str"),
+    "gpu_memory_utilization": _engine("float", minimum=0.01, maximum=1.0),
+    "hf_overrides": _engine("dict"),
+    "host": _engine("str", required=True),
+    "kv_cache_dtype": _engine("str", required=True),
+    "kv_cache_memory_bytes": _engine("int", required=True, minimum=1),
+    "load_format": _engine("str"),
+    "max_cudagraph_capture_size": _engine("int", minimum=1),
+    "max_model_len": _engine("int", required=True, minimum=-1),
+    "max_num_batched_tokens": _engine("int", required=True, minimum=1),
+    "max_num_seqs": _engine("int", required=True, minimum=1),
+    "model": Key("dict", required=True, keys=_MODEL),
+    "moe_backend": _engine("str"),
+    "name": Key("str", required=True),
+    "pipeline_parallel_size": _engine("int", required=True, minimum=1),
+    "port": _engine("int", required=True, minimum=1, maximum=65535),
+    "quantization": _engine("str"),
+    "ray": Key(
+        "dict",
+        required=True,
+        keys={
+            "object_store_memory": Key("int", required=True, minimum=78643200),
+            "port": Key("int", required=True, minimum=1, maximum=65535),
+        },
+    ),
+    "requires": Key(
+        "dict",
+        required=True,
+        keys={
+            "disk_free_bytes": Key("int", required=True, minimum=0),
+            "memory_total_bytes": Key("int", required=True, minimum=0),
+        },
+    ),
+    "runtime": Key("dict", required=True, keys=_RUNTIME),
+    "seed": _engine("int", minimum=0),
+    "served_model_name": _engine("str", required=True),
+    "speculative_config": _engine("dict"),
+    "tensor_parallel_size": _engine("int", required=True, minimum=1),
+    "timeouts": Key(
+        "dict",
+        required=True,
+        keys={
+            "completion_s": Key("int", required=True, minimum=1),
+            "ray_s": Key("int", required=True, minimum=1),
+            "serve_s": Key("int", required=True, minimum=1),
+        },
+    ),
+    "trust_remote_code": _engine("bool"),
+}
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "dict": (dict,),
+    "float": (float, int),
+    "int": (int,),
+    "list": (list,),
+    "str": (str,),
+}
+
+
+def nearest(name: str, known: t.Iterable[str]) -> str:
+    """A hint that names the known word nearest to *name*, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def merged(base: Mapping[str, Value], overrides: Mapping[str, Value]) -> dict[str, Value]:
+    """*base* with *overrides* laid over it: dicts are merged key by key, everything else is replaced."""
+    result = dict(base)
+    for key, value in overrides.items():
+        below = result.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        result[key] = merged(below, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _check_kind(path: str, value: Value, key: Key) -> None:
+    """Raise ValueError when *value* is of the wrong type."""
+    kinds = _TYPES[key.kind]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"profile key '{path}' is {value!r} ({type(value).__name__}); it must be of type {key.kind}")
+
+
+def _check_value(path: str, value: Value, key: Key) -> None:
+    """Raise ValueError, naming *path*, the value and the rule, when *value* is not what *key* allows."""
+    if value is None:
+        if key.required:
+            raise ValueError(f"profile key '{path}' has no value; it needs one ({key.kind})")
+        return
+    _check_kind(path, value, key)
+    if key.minimum is not None and value < key.minimum:
+        raise ValueError(f"profile key '{path}' is {value!r}; it must be at least {key.minimum:g}")
+    if key.maximum is not None and value > key.maximum:
+        raise ValueError(f"profile key '{path}' is {value!r}; it must be at most {key.maximum:g}")
+    if key.choices and value not in key.choices:
+        raise ValueError(f"profile key '{path}' is {value!r}; it must be one of {', '.join(key.choices)}")
+    if key.pattern and not re.fullmatch(key.pattern, value):
+        raise ValueError(f"profile key '{path}' is {value!r}; it must match {key.pattern}")
+    if key.keys is not None:
+        _check_keys(value, key.keys, f"{path}.")
+    if key.items is not None:
+        for index, item in enumerate(value):
+            _check_value(f"{path}[{index}]", item, key.items)
+    if key.values is not None:
+        for name, item in value.items():
+            _check_value(f"{path}.{name}", item, key.values)
+
+
+def _check_keys(values: Mapping[str, Value], keys: Mapping[str, Key], prefix: str) -> None:
+    """Check that every key is known and holds what it may, and that nothing required is missing."""
+    for name in values:
+        if name not in keys:
+            raise ValueError(f"'{prefix}{name}' is no key of a profile{nearest(name, keys)}")
+    for name, key in keys.items():
+        if name not in values and key.required:
+            raise ValueError(f"profile key '{prefix}{name}' is missing; it needs a value ({key.kind})")
+        if name in values:
+            _check_value(f"{prefix}{name}", values[name], key)
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    """The rules for the variables that every process of the rig gets."""
+    for name, value in environment.items():
+        if not _VARIABLE_NAME.fullmatch(name):
+            raise ValueError(f"environment has the variable {name!r}, which is no name of a variable")
+        if "\n" in value:
+            raise ValueError(f"environment.{name} is {value!r}; a value of more than one line cannot be passed on")
+        if name in PER_NODE_VARIABLES:
+            raise ValueError(
+                f"environment.{name} is {value!r}, but {name} differs by node: role fabric sets it; take it out"
+            )
+    if environment.get("NCCL_IB_DISABLE", "0") != "0":
+        raise ValueError(
+            f"environment.NCCL_IB_DISABLE is {environment['NCCL_IB_DISABLE']!r}; it must stay '0': without RDMA the"
+            " ranks fall back to sockets, which costs more than half of the speed and is not reported"
+        )
+    if environment.get("NCCL_IB_GID_INDEX") is not None:
+        raise ValueError(
+            f"environment.NCCL_IB_GID_INDEX is {environment['NCCL_IB_GID_INDEX']!r}; the right index differs by node"
+            " and moves after a reboot (and NCCL reads an empty one as 0): take it out"
+        )
+
+
+def _check_rules(profile: Mapping[str, Value]) -> None:
+    """The rules between keys."""
+    tp_size, dcp_size = profile["tensor_parallel_size"], profile["decode_context_parallel_size"]
+    if tp_size % dcp_size != 0:
+        raise ValueError(
+            f"decode_context_parallel_size is {dcp_size}, which does not divide tensor_parallel_size {tp_size}"
+        )
+    if profile["max_model_len"] == 0:
+        raise ValueError("max_model_len is 0; it must be a number of tokens, or -1 for the longest that fits")
+    speculative = profile.get("speculative_config") or {}
+    drafts = speculative.get("num_speculative_tokens", 0)
+    if speculative and (not isinstance(drafts, int) or isinstance(drafts, bool) or drafts < 1):
+        raise ValueError(
+            f"speculative_config.num_speculative_tokens is {drafts!r}; it must be a number of tokens from 1 on,"
+            " or speculative_config must be null"
+        )
+    capture = profile.get("max_cudagraph_capture_size")
+    if drafts and capture is not None and capture <= drafts + 1:
+        raise ValueError(
+            f"max_cudagraph_capture_size is {capture}; with num_speculative_tokens {drafts} it must be greater than"
+            f" {drafts + 1}, or the engine ends with 'No valid cudagraph sizes'"
+        )
+    _check_environment(profile["environment"])
+
+
+def load_profile(name: str, shipped: Mapping[str, Value], overrides: Mapping[str, Value]) -> dict[str, Value]:
+    """The profile *name* with *overrides*, complete and valid.
+
+    *shipped* is the content of the profile's file without its name. Raises ValueError with one sentence that
+    names the key, the value and the rule.
+    """
+    if not isinstance(overrides, dict):
+        raise ValueError(f"serving_overrides is {overrides!r}; it must be a dict of profile keys")
+    profile = merged(shipped, overrides)
+    profile["name"] = name
+    _check_keys(profile, KEYS, "")
+    _check_rules(profile)
+    return {key: profile.get(key) for key in KEYS}
+
+
+def engine_options(profile: Mapping[str, Value]) -> dict[str, Value]:
+    """The part of *profile* that goes to the engine's command line: key to value, without nulls."""
+    return {name: profile[name] for name, key in KEYS.items() if key.engine and profile.get(name) is not None}
+
+
+def world_size(profile: Mapping[str, Value]) -> int:
+    """How many ranks, and so how many nodes of one GPU each, the profile needs."""
+    return int(profile["tensor_parallel_size"]) * int(profile["pipeline_parallel_size"])

@@ -1,0 +1,181 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read what a node is: platform, memory, disk and the plan that it serves."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_info
+short_description: What a node is, as far as serving a model is concerned
+version_added: 1.0.0
+author: The sparkrig engineers (@sparkrig)
+description:
+  - Reads the platform, the memory that really counts, the free disk and the plan that is being served.
+  - The memory is the smaller of the machine's own and what its control group allows, because a node may be a container.
+extends_documentation_fragment:
+  - sparkrig.serving._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+options:
+  disk_paths:
+    description: Folders whose file system must have room. One that does not exist yet counts as its nearest parent.
+    type: list
+    elements: path
+    default: [/opt, /var/lib]
+  plan:
+    description: The file that holds the plan that was last launched.
+    type: path
+    default: /var/lib/sparkrig/plan.json
+  unit:
+    description: The unit of which the plan is the plan.
+    type: str
+    default: sparkrig-ray.service
+"""
+
+EXAMPLES = r"""
+---
+- name: See what this node is
+  sparkrig.serving.node_info:
+  register: node
+"""
+
+RETURN = r"""
+node:
+  description: What the node is. Sizes are in bytes.
+  returned: always
+  type: dict
+  contains:
+    architecture:
+      description: The processor architecture, as C(uname -m) prints it.
+      type: str
+    disk_free_bytes:
+      description: The free room on the fullest of the file systems of O(disk_paths).
+      type: int
+    distribution:
+      description: C(ID) and C(VERSION_ID) of C(/etc/os-release).
+      type: str
+    hostname:
+      description: The node's own host name.
+      type: str
+    memory_available_bytes:
+      description: The memory that a new process can have.
+      type: int
+    memory_total_bytes:
+      description: The memory of the node.
+      type: int
+    python_version:
+      description: The Python that runs modules there.
+      type: str
+    serving_plan_sha256:
+      description: The SHA-256 of O(plan) when O(unit) is active; empty otherwise.
+      type: str
+  sample:
+    architecture: aarch64
+    disk_free_bytes: 3221225472000
+    distribution: ubuntu 24.04
+    hostname: spark1
+    memory_available_bytes: 126300000000
+    memory_total_bytes: 130663821312
+    python_version: 3.12.3
+    serving_plan_sha256: ""
+"""
+
+import hashlib
+import os
+import platform
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._node import memory
+
+# The control group of the whole node: v2 first, v1 second. Each is (limit, usage, stat).
+_CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+
+
+def read_text(path: str) -> str | None:
+    """The text of *path*, or None when there is no such file."""
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as stream:
+        return stream.read()
+
+
+def free_bytes(path: str) -> int:
+    """The room that root has on the file system of *path*, or of its nearest parent that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    state = os.statvfs(path)
+    return state.f_bavail * state.f_frsize
+
+
+def distribution() -> str:
+    """``ID VERSION_ID`` of the operating system."""
+    fields = dict(line.split("=", 1) for line in (read_text("/etc/os-release") or "").splitlines() if "=" in line)
+    return " ".join(fields.get(name, "").strip('"') for name in ("ID", "VERSION_ID")).strip()
+
+
+def serving_plan(module: AnsibleModule) -> str:
+    """The digest of the plan that this node serves right now, or an empty string."""
+    plan = module.params["plan"]
+    if not os.path.isfile(plan):
+        return ""
+    active, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", module.params["unit"]])
+    if active != 0:
+        return ""
+    with open(plan, "rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
+
+
+def node_state(module: AnsibleModule) -> dict[str, t.Any]:
+    """Everything that the module returns."""
+    texts: list[str | None] = [None, None, None]
+    for files in _CGROUP_FILES:
+        if os.path.isfile(files[0]):
+            texts = [read_text(path) for path in files]
+            break
+    try:
+        seen = memory(read_text("/proc/meminfo") or "", *texts)
+    except ValueError as error:
+        module.fail_json(msg=f"The memory of {platform.node()} cannot be read: {error}.")
+    return {
+        "architecture": platform.machine(),
+        "disk_free_bytes": min(free_bytes(path) for path in module.params["disk_paths"]),
+        "distribution": distribution(),
+        "hostname": platform.node(),
+        "memory_available_bytes": seen.available_bytes,
+        "memory_total_bytes": seen.total_bytes,
+        "python_version": platform.python_version(),
+        "serving_plan_sha256": serving_plan(module),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "disk_paths": {"type": "list", "elements": "path", "default": ["/opt", "/var/lib"]},
+            "plan": {"type": "path", "default": "/var/lib/sparkrig/plan.json"},
+            "unit": {"type": "str", "default": "sparkrig-ray.service"},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, node=node_state(module))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from lab.common import LabError
+from lab.image import customize_script, recipe_digest
+from lab.nodes import Node, bridges, nodes_of
+from lab.play import parse_recap
+
+VARIABLES = {"lab_memory_limit_bytes": 4 * 2**30, "lab_shm_bytes": 2**30}
+
+
+def inventory(**hosts: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {
+        "_meta": {"hostvars": {name: {**VARIABLES, **values} for name, values in hosts.items()}},
+        "sparks": {"hosts": list(hosts)},
+    }
+
+
+def test_nodes_come_in_the_order_of_the_inventory() -> None:
+    rails = {"enp1s0f0np0": "10.0.1.1/24", "enP2p1s0f0np0": "10.0.2.1/24"}
+    nodes = nodes_of(
+        inventory(
+            b={"ansible_host": "10.0.0.2", "fabric_addresses": rails},
+            a={"ansible_host": "10.0.0.1", "fabric_addresses": rails},
+        )
+    )
+    assert nodes[0] == Node("b", 1, "10.0.0.2", ("enp1s0f0np0", "enP2p1s0f0np0"), 4 * 2**30, 2**30)
+    assert [(node.container, node.index) for node in nodes] == [("sparkrig-b", 1), ("sparkrig-a", 2)]
+
+
+@pytest.mark.parametrize("values", [{"ansible_host": "10.0.0.1"}, {"fabric_addresses": {"e": "10.0.1.1/24"}}])
+def test_a_node_without_links_is_refused(values: dict[str, t.Any]) -> None:
+    with pytest.raises(LabError, match=r"^a in inventory/lab has no ansible_host or no fabric_addresses\.$"):
+        nodes_of(inventory(a=values))
+
+
+def test_one_bridge_for_management_and_one_for_each_rail() -> None:
+    assert bridges(2) == ["sparkrig0", "sparkrig1", "sparkrig2"]
+
+
+def test_the_image_is_keyed_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = recipe_digest()
+    assert recipe_digest() == before
+    monkeypatch.setattr("lab.image.customize_script", lambda: customize_script() + "true\n")
+    assert recipe_digest() != before
+
+
+def test_the_recap_is_read_by_host() -> None:
+    text = "PLAY RECAP ****\nspark1   : ok=4    changed=1    unreachable=0    failed=0\nspark2 : ok=2 changed=0\n"
+    assert parse_recap(text) == {
+        "spark1": {"ok": 4, "changed": 1, "unreachable": 0, "failed": 0},
+        "spark2": {"ok": 2, "changed": 0},
+    }
