@@ -58,6 +58,7 @@ down: venv ## Remove the lab: nodes, links, keys; the cache stays
 
 .PHONY: clean
 clean: down ## Remove the lab and its cache
+	@python -m lab.image --remove
 	@rm -rf $(SPARKRIG_CACHE) .venv .collections
 
 # --- The tests ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ that ask vLLM itself, and prints its interpreter.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -64,8 +65,27 @@ def runtime_job() -> Job:
     return Job("runtime archive", playbook("sparkrig.serving.runtime_archive"))
 
 
+def oracle_python() -> Path:
+    """The interpreter of the newest runtime archive, unpacked on this machine once."""
+    manifests = sorted((cache_dir() / "runtime").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        raise LabError("there is no runtime archive yet; `make build` makes it.")
+    archive = manifests[-1].with_suffix(".tar")
+    tree = cache_dir() / "oracle" / archive.stem
+    if not tree.is_dir():
+        partial = tree.with_name(f".{tree.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        subprocess.run(["tar", "--extract", "--file", str(archive), "--directory", str(partial)], check=True)
+        partial.rename(tree)
+    return tree / "bin" / "python"
+
+
 def main() -> None:
-    """Build image and runtime side by side."""
+    """Build image and runtime side by side, or show the runtime's interpreter on this machine."""
+    if sys.argv[1:] == ["--oracle"]:
+        print(oracle_python())
+        return
     runtime = runtime_job()
     try:
         Job("node image", [sys.executable, "-m", "lab.image"]).wait()

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -210,5 +211,21 @@ def ensure_image() -> str:
     return name
 
 
+def remove_images() -> None:
+    """Take every image of a node out of podman's store."""
+    if shutil.which("podman") is not None:
+        listed = run(["podman", "images", "--quiet", "--filter", f"reference={REPOSITORY}"]).stdout.decode().split()
+        if listed:
+            run(["podman", "rmi", *listed])
+
+
+def main() -> None:
+    """``python -m lab.image [--remove]``."""
+    if sys.argv[1:] == ["--remove"]:
+        remove_images()
+    else:
+        print(ensure_image())
+
+
 if __name__ == "__main__":
-    main_guard(lambda: print(ensure_image()))
+    main_guard(main)

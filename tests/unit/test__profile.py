@@ -23,7 +23,7 @@ SHIPPED = sorted(path.stem for path in VARS.glob("*.yml"))
 
 
 def content(name: str) -> dict[str, t.Any]:
-    loaded = yaml.safe_load((VARS / f"{name}.yml").read_text(encoding="utf-8"))
+    loaded = yaml.safe_load((VARS / f"{name}.yml").read_text(encoding="utf-8"))["profile_content"]
     assert isinstance(loaded, dict)
     return loaded
 

@@ -1,0 +1,127 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters that make the command lines of the rig's units."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._ray import RayOptions, ray_argv
+from ansible_collections.sparkrig.serving.plugins.module_utils._status import status_line
+from ansible_collections.sparkrig.serving.plugins.module_utils._verify import summary, unreachable_reason
+from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import systemd_command, vllm_argv
+
+DOCUMENTATION = r"""
+name: vllm_argv
+short_description: The engine's command line from a profile and a KV plan
+version_added: 1.0.0
+author: The sparkrig engineers (@sparkrig)
+description:
+  - Makes the list of words that starts vLLM's API server as the profile and the plan say.
+  - A key that is no option of the engine, a value of the wrong type and a secret are errors that name the key.
+options:
+  _input:
+    description: The profile, as role profile hands it on.
+    type: dict
+    required: true
+  plan:
+    description: The KV plan. Its C(kv_cache_memory_bytes) is what every rank gets.
+    type: dict
+    default: {}
+  python:
+    description: The interpreter that runs the engine.
+    type: path
+    default: /opt/sparkrig/current/bin/python
+"""
+
+EXAMPLES = r"""
+---
+- name: Show what would be started
+  ansible.builtin.debug:
+    msg: "{{ profile_result | sparkrig.serving.vllm_argv(kv_budget_result) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The command, word by word.
+  type: list
+  elements: str
+"""
+
+
+def vllm_command(
+    profile: dict[str, t.Any],
+    plan: dict[str, t.Any] | None = None,
+    python: str = "/opt/sparkrig/current/bin/python",
+) -> list[str]:
+    """The filter; see :func:`vllm_argv`."""
+    try:
+        return vllm_argv(profile, plan, python)
+    except ValueError as error:
+        raise AnsibleFilterError(f"vllm_argv: {error}") from error
+
+
+def vllm_argv_problem(profile: dict[str, t.Any], plan: dict[str, t.Any] | None = None) -> str:
+    """What is wrong with the options, in one sentence; empty when nothing is. For a role's assert."""
+    try:
+        vllm_argv(profile, plan)
+    except ValueError as error:
+        return f"Profile {profile.get('name')}: {error}."
+    return ""
+
+
+def ray_command(node_ip: str, **options: t.Any) -> list[str]:
+    """The command of the Ray node with the address *node_ip*; the options are those of :class:`RayOptions`."""
+    try:
+        return ray_argv(RayOptions(**options), node_ip)
+    except ValueError as error:
+        raise AnsibleFilterError(f"ray_argv: {error}") from error
+
+
+def command_line(argv: list[str]) -> str:
+    """*argv* as the value of a unit's ExecStart=."""
+    try:
+        return systemd_command(argv)
+    except ValueError as error:
+        raise AnsibleFilterError(f"systemd_command: {error}") from error
+
+
+def unreachable_nodes(nodes: list[str], hostvars: t.Mapping[str, t.Any], register: str) -> dict[str, str]:
+    """The nodes whose result in the variable *register* is "unreachable": name and address, and the reason."""
+    found = {}
+    for node in nodes:
+        result = hostvars[node].get(register) or {}
+        if result.get("unreachable"):
+            address = hostvars[node].get("ansible_host", node)
+            found[f"{node} ({address})"] = unreachable_reason(str(result.get("msg", "")))
+    return found
+
+
+def status_lines(nodes: list[str], hostvars: t.Mapping[str, t.Any], register: str) -> list[str]:
+    """One line for each node from what serving_state returned in the variable *register*."""
+    away = unreachable_nodes(nodes, hostvars, register)
+    lines = [f"{node}: does not answer over SSH: {reason}" for node, reason in away.items()]
+    for node in nodes:
+        seen = hostvars[node].get(register) or {}
+        if "units" in seen:
+            lines.append(status_line(node, seen))
+    return lines
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Name to function."""
+        return {
+            "ray_argv": ray_command,
+            "status_lines": status_lines,
+            "systemd_command": command_line,
+            "unreachable_nodes": unreachable_nodes,
+            "verify_summary": summary,
+            "vllm_argv": vllm_command,
+            "vllm_argv_problem": vllm_argv_problem,
+        }

@@ -1,0 +1,374 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rails of a node: what is asked for, what is wrong with it, and the files that say so. No I/O.
+
+Private to this collection: import it from nowhere else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import typing as t
+from dataclasses import dataclass
+
+HEADER = "# Managed by sparkrig.serving. Changes are overwritten.\n"
+MTU_MIN = 1280
+MTU_MAX = 9600
+# An IPv4 header and an ICMP header: what a ping adds to its payload.
+PING_OVERHEAD_BYTES = 28
+_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Rail:
+    """An interface and the address that it gets."""
+
+    interface: str
+    address: str
+    prefix: int
+
+    @property
+    def cidr(self) -> str:
+        return f"{self.address}/{self.prefix}"
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        return ipaddress.IPv4Interface(self.cidr).network
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface as `ip -json addr show` describes it."""
+
+    name: str
+    mtu: int
+    up: bool
+    carrier: bool
+    addresses: tuple[str, ...]  # IPv4 with prefix
+    hosts: tuple[str, ...] = ()  # all addresses, IPv6 as well, without prefix
+
+
+def parse_rail(interface: object, cidr: object) -> Rail:
+    """One rail, or ValueError with what is wrong."""
+    if not isinstance(interface, str) or not _INTERFACE.fullmatch(interface):
+        raise ValueError(f"fabric_addresses names the interface {interface!r}, which is no name of an interface.")
+    where = f"fabric_addresses[{interface!r}] is {cidr!r}"
+    if not isinstance(cidr, str) or "/" not in cidr:
+        raise ValueError(f"{where}, which has no prefix length; write it like 10.98.1.11/24.")
+    try:
+        parsed = ipaddress.IPv4Interface(cidr)
+    except ValueError:
+        raise ValueError(f"{where}, which is no IPv4 address with a prefix; write it like 10.98.1.11/24.") from None
+
+    network = parsed.network
+    if network.prefixlen > 31:
+        raise ValueError(f"{where}: a prefix of {network.prefixlen} has no room for a peer; use 31 or less.")
+    if network.prefixlen < 31 and parsed.ip in (network.network_address, network.broadcast_address):
+        what = "the subnet itself" if parsed.ip == network.network_address else "the subnet's broadcast address"
+        example = f"{network[1]}/{network.prefixlen}"
+        raise ValueError(f"{where}, which is {what}; give the node an address in it, like {example}.")
+    if not parsed.is_private or parsed.is_loopback or parsed.is_link_local or parsed.is_multicast:
+        raise ValueError(f"{where}, which is no private unicast address; the fabric must not be routed.")
+    return Rail(interface, str(parsed.ip), network.prefixlen)
+
+
+def rail_problems(addresses: t.Mapping[t.Any, t.Any]) -> list[str]:
+    """What is wrong with the rails of one node, looked at alone."""
+    problems = []
+    rails: list[Rail] = []
+    for interface, cidr in addresses.items():
+        try:
+            rail = parse_rail(interface, cidr)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        for other in rails:
+            if rail.network.overlaps(other.network):
+                problems.append(
+                    f"{other.interface} ({other.cidr}) and {rail.interface} ({rail.cidr}) are in one "
+                    "subnet, so that "
+                    f"one of them would carry the traffic of both; give every rail a subnet of its own."
+                )
+        rails.append(rail)
+    return problems
+
+
+def parse_rails(addresses: t.Mapping[t.Any, t.Any], mtu: int) -> tuple[Rail, ...]:
+    """The rails of one node in their order, or ValueError with all that is wrong."""
+    problems = rail_problems(addresses)
+    if not addresses:
+        problems.append(
+            "fabric_addresses is empty; name at least one interface and its address, like enp1s0f0np0: 10.98.1.11/24."
+        )
+    if not MTU_MIN <= mtu <= MTU_MAX:
+        problems.append(
+            f"fabric_mtu is {mtu}; it must be between {MTU_MIN} and {MTU_MAX}, and 9000 is what RoCE wants."
+        )
+    if problems:
+        raise ValueError(" ".join(problems))
+    return tuple(parse_rail(interface, cidr) for interface, cidr in addresses.items())
+
+
+def fabric_problems(nodes: t.Mapping[str, t.Any]) -> list[str]:
+    """What is wrong with the rails of all nodes together. Rails belong together by their place in the "
+    "list."""
+    problems = []
+    rails: dict[str, list[Rail]] = {}
+    for host, addresses in nodes.items():
+        if not isinstance(addresses, t.Mapping) or not addresses:
+            problems.append(
+                f"{host} has no rails: give it fabric_addresses in the inventory, a dict of interface "
+                "to address like "
+                f"enp1s0f0np0: 10.98.1.11/24."
+            )
+            continue
+        wrong = rail_problems(addresses)
+        problems.extend(f"{host}: {problem}" for problem in wrong)
+        if not wrong:
+            rails[host] = [parse_rail(interface, cidr) for interface, cidr in addresses.items()]
+    owners: dict[str, tuple[str, Rail]] = {}
+    for host, mine in rails.items():
+        for rail in mine:
+            if rail.address in owners:
+                other, taken = owners[rail.address]
+                problems.append(
+                    f"{other} ({taken.interface}) and {host} ({rail.interface}) have the same rail address "
+                    f"{rail.address}; give one of them another."
+                )
+            else:
+                owners[rail.address] = (host, rail)
+    if not rails:
+        return problems
+    most = max(len(mine) for mine in rails.values())
+    model, pattern = next((host, mine) for host, mine in rails.items() if len(mine) == most)
+    for host, mine in rails.items():
+        if len(mine) < most:
+            problems.append(
+                f"{host} has {len(mine)} of {most} rails "
+                f"({', '.join(rail.interface for rail in mine)}), {model} has "
+                f"{', '.join(rail.interface for rail in pattern)}; give every node the same number of rails."
+            )
+        for index, (rail, first) in enumerate(zip(mine, pattern), start=1):
+            if rail.network == first.network:
+                continue
+            if rail.prefix != first.prefix:
+                problems.append(
+                    f"rail {index} has prefix /{first.prefix} on {model} ({first.interface} "
+                    f"{first.cidr}) and "
+                    f"/{rail.prefix} on {host} ({rail.interface} {rail.cidr}); use one prefix on all nodes."
+                )
+            else:
+                problems.append(
+                    f"rail {index} is in {first.network} on {model} ({first.interface} {first.cidr}) and in "
+                    f"{rail.network} on {host} ({rail.interface} {rail.cidr}); put it in one subnet, "
+                    "and list the rails "
+                    f"of every node in the same order."
+                )
+    return problems
+
+
+def parse_links(text: str) -> dict[str, Link]:
+    """The interfaces in the output of `ip -json addr show`."""
+    links = {}
+    for raw in json.loads(text or "[]"):
+        if "ifname" not in raw:
+            continue
+        flags = raw.get("flags", [])
+        links[raw["ifname"]] = Link(
+            name=raw["ifname"],
+            mtu=int(raw.get("mtu", 0)),
+            up="UP" in flags,
+            carrier="LOWER_UP" in flags,
+            addresses=tuple(
+                f"{info['local']}/{info['prefixlen']}"
+                for info in raw.get("addr_info", [])
+                if info.get("family") == "inet"
+            ),
+            hosts=tuple(info["local"] for info in raw.get("addr_info", []) if "local" in info),
+        )
+    return links
+
+
+def parse_default_interfaces(text: str) -> tuple[str, ...]:
+    """The interfaces of the default routes, from `ip -json -4 route show default`."""
+    return tuple(dict.fromkeys(str(route["dev"]) for route in json.loads(text or "[]") if "dev" in route))
+
+
+def interface_of(address: str, links: t.Mapping[str, Link]) -> str:
+    """The interface that has an address, or an empty string. A link-local one says it itself, after a percent sign."""
+    host, _, scope = address.partition("%")
+    return scope or next((link.name for link in links.values() if host in link.hosts), "")
+
+
+def plan_problems(rails: t.Sequence[Rail], links: t.Mapping[str, Link], keep: t.Mapping[str, str]) -> list[str]:
+    """What makes this plan impossible or dangerous on this node. `keep` is interface to the reason to keep off it."""
+    problems = []
+    mine = {rail.interface for rail in rails}
+    for rail in rails:
+        if rail.interface not in links:
+            there = ", ".join(sorted(name for name in links if name != "lo")) or "none"
+            problems.append(
+                f"{rail.interface} does not exist on this node, which has {there}; correct "
+                "fabric_addresses, or look "
+                f"for the cable and the card (a warm reboot can lose one, a cold one brings it back)."
+            )
+        if rail.interface in keep:
+            problems.append(f"{rail.interface} {keep[rail.interface]}, so it is never touched; name another interface.")
+        for link in links.values():
+            if link.name in mine:
+                continue
+            for cidr in link.addresses:
+                if rail.network.overlaps(ipaddress.IPv4Interface(cidr).network):
+                    problems.append(
+                        f"{rail.interface} would get {rail.cidr}, but {link.name} is in that subnet "
+                        f"already ({cidr}); "
+                        f"give the rail a subnet of its own."
+                    )
+    return problems
+
+
+def live_problems(rails: t.Sequence[Rail], links: t.Mapping[str, Link], mtu: int) -> list[str]:
+    """How the interfaces differ from the plan right now."""
+    problems = []
+    for rail in rails:
+        link = links.get(rail.interface)
+        if link is None:
+            problems.append(f"{rail.interface} does not exist")
+            continue
+        if not link.up:
+            problems.append(f"{rail.interface} is down")
+        elif not link.carrier:
+            problems.append(f"{rail.interface} has no carrier (is the cable in, and the other end up?)")
+        if rail.cidr not in link.addresses:
+            problems.append(f"{rail.interface} lacks {rail.cidr} (it has {', '.join(link.addresses) or 'none'})")
+        if link.mtu != mtu:
+            problems.append(f"{rail.interface} has MTU {link.mtu} instead of {mtu}")
+    return problems
+
+
+def render_netplan(rails: t.Sequence[Rail], mtu: int, renderer: str) -> str:
+    """The netplan file. The renderer is set by interface: a global one would move the management "
+    "network as well."""
+    lines = [HEADER.rstrip(), "network:", "  version: 2", "  ethernets:"]
+    for rail in rails:
+        lines += [
+            f"    {rail.interface}:",
+            f"      renderer: {renderer}",
+            "      optional: true",
+            "      dhcp4: false",
+            "      dhcp6: false",
+            "      accept-ra: false",
+            "      link-local: []",
+            f"      mtu: {mtu}",
+            f'      addresses: ["{rail.cidr}"]',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def render_nm_unmanaged(rails: t.Sequence[Rail]) -> str:
+    """What keeps NetworkManager's DHCP off the rails, also where no udev rule reaches it."""
+    names = ";".join(f"interface-name:{rail.interface}" for rail in rails)
+    return f"{HEADER}[keyfile]\nunmanaged-devices+={names}\n"
+
+
+def defined_elsewhere(rails: t.Sequence[Rail], files: t.Mapping[str, str]) -> dict[str, str]:
+    """Interface to the netplan file of somebody else that configures it as well."""
+    found = {}
+    for rail in rails:
+        key = re.compile(rf"^\s+[\"']?{re.escape(rail.interface)}[\"']?\s*:", re.MULTILINE)
+        for path, text in sorted(files.items()):
+            if key.search(text):
+                found[rail.interface] = path
+    return found
+
+
+def environment_problems(environment: t.Mapping[str, str]) -> list[str]:
+    """Values that would silently take RoCE away, wherever they come from."""
+    problems = []
+    for name, value in environment.items():
+        if not _VARIABLE.fullmatch(name):
+            problems.append(f"{name!r} is no name of a variable.")
+        elif "\n" in value:
+            problems.append(f"{name} has a line break in its value {value!r}.")
+    if environment.get("NCCL_IB_DISABLE", "0") != "0":
+        problems.append(
+            f"NCCL_IB_DISABLE is {environment['NCCL_IB_DISABLE']!r}, which turns RoCE off and costs "
+            "more than half of "
+            f"the speed; it must be 0."
+        )
+    if "NCCL_IB_GID_INDEX" in environment:
+        problems.append(
+            f"NCCL_IB_GID_INDEX is {environment['NCCL_IB_GID_INDEX']!r}; the right index differs by "
+            "node and by boot "
+            f"(and an empty one counts as 0), so leave it unset: the address family chooses the GID."
+        )
+    return problems
+
+
+def render_environment(rails: t.Sequence[Rail], rdma: t.Mapping[str, str], extra: t.Mapping[str, str]) -> str:
+    """fabric.env, or ValueError for a value that takes RoCE away."""
+    first = rails[0]
+    environment = {
+        "NCCL_IB_DISABLE": "0",
+        **rdma,
+        "NCCL_SOCKET_IFNAME": first.interface,
+        "GLOO_SOCKET_IFNAME": first.interface,
+        "VLLM_HOST_IP": first.address,
+        "HOST_IP": first.address,
+    }
+    problems = environment_problems(extra)
+    problems += [
+        f"{name} is {extra[name]!r} in fabric_environment, but the rails make it {environment[name]!r}; leave it out."
+        for name in extra
+        if name in environment and extra[name] != environment[name] and name not in rdma and name != "NCCL_IB_DISABLE"
+    ]
+    if problems:
+        raise ValueError(" ".join(problems))
+    environment.update(extra)
+    return HEADER + "".join(f"{name}={value}\n" for name, value in environment.items())
+
+
+def answered(output: str) -> frozenset[str]:
+    """The addresses that answered, in the output of any number of pings."""
+    return frozenset(re.findall(r"^\d+ bytes from ([0-9.]+):", output, re.MULTILINE))
+
+
+def local_limit(output: str) -> int:
+    """The MTU of the own interface when it was too small for a ping, else 0."""
+    found = re.search(r"message too long, mtu=(\d+)", output)
+    return int(found.group(1)) if found else 0
+
+
+def peer_rails(rails: t.Sequence[Rail], peers: t.Mapping[str, t.Mapping[t.Any, t.Any]]) -> list[tuple[str, Rail, Rail]]:
+    """Every peer on every rail: its name, our rail, its rail."""
+    pairs = []
+    for host, addresses in peers.items():
+        theirs = [parse_rail(interface, cidr) for interface, cidr in addresses.items()]
+        pairs += [(host, own, their) for own, their in zip(rails, theirs)]
+    return pairs
+
+
+def unreachable(node: str, host: str, own: Rail, their: Rail, payload: int, small_passes: bool, local: int) -> str:
+    """Why a peer did not answer, and what to do."""
+    mtu = payload + PING_OVERHEAD_BYTES
+    what = f"{node} cannot reach {host} ({their.address}) over rail {own.interface} with {payload} bytes"
+    if small_passes and local:
+        return (
+            f"{what}: {own.interface} on {node} has MTU {local}, needed is {mtu}. Run the role fabric on {node} again."
+        )
+    if small_passes:
+        return (
+            f"{what}, though small packets pass: something between them carries less than MTU {mtu}. "
+            "Check the MTU of "
+            f"{their.interface} on {host}, and set MTU {mtu} and L2MTU {mtu + 216} or more on both "
+            "switch ports."
+        )
+    return (
+        f"{what}, and no small packet passes either: check the cables, the switch ports and "
+        f"{their.interface} on {host}, "
+        f"and that the role fabric ran there."
+    )

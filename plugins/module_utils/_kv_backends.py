@@ -1,0 +1,212 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Attention backends: which one vLLM takes, the block sizes its kernels run, and its bytes for one token.
+
+Private to this collection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Cache, Model
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import INDEXER, MLA
+
+PLAIN_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One attention backend of vLLM.
+
+    fixed: block sizes its kernels run, and no others; multiple: it runs every multiple of this (0: none);
+    implementation: the class that DCP errors name; dcp_since: the version in which it learnt to return the softmax LSE,
+    which DCP needs (None: it never did); interleaves_since: the version in which it can draft with a DCP interleave
+    above one;
+    row_page: rows of one page of the kernel, where blocks must be whole pages apart (0: no such rule).
+    """
+
+    name: str
+    implementation: str
+    multiple: int = 0
+    fixed: Tuple[int, ...] = ()
+    dcp_since: Optional[Tuple[int, int]] = None
+    interleaves_since: Optional[Tuple[int, int]] = None
+    row_page: int = 0
+
+    @property
+    def smallest(self) -> int:
+        """The smallest block that a kernel of this backend runs."""
+        return min(self.fixed) if self.fixed else self.multiple
+
+    def has_dcp(self, dialect: Dialect) -> bool:
+        """Whether DCP works with this backend in a version."""
+        return self.dcp_since is not None and dialect.version >= self.dcp_since
+
+    def has_interleaved_drafts(self, dialect: Dialect) -> bool:
+        """Whether drafts and a DCP interleave above one work together in a version."""
+        return self.interleaves_since is not None and dialect.version >= self.interleaves_since
+
+    @property
+    def spoken_sizes(self) -> str:
+        """The kernel's block sizes as the engine prints them."""
+        return ", ".join(str(size) for size in self.fixed) or "MultipleOf(%d)" % self.multiple
+
+    def runs(self, block_size: int) -> bool:
+        """Whether a kernel can run blocks of this size, whole or cut into equal parts."""
+        return any(block_size % size == 0 for size in self.fixed or (self.multiple,))
+
+    def window_block(self, block_size: int) -> int:
+        """The largest block a kernel runs that is not above block_size, or the smallest it runs at all."""
+        sizes = self.fixed or (max(self.multiple, block_size // self.multiple * self.multiple),)
+        return max([size for size in sizes if size <= block_size] or [min(sizes)])
+
+
+_ROWS = (
+    Backend("FLASH_ATTN", "FlashAttentionImpl", multiple=16, dcp_since=(0, 13)),
+    Backend("FLASHINFER", "FlashInferImpl", fixed=(16, 32, 64), dcp_since=(0, 13)),
+    Backend("TRITON_ATTN", "TritonAttentionImpl", multiple=16),
+    Backend("FLEX_ATTENTION", "FlexAttentionImpl", multiple=16),
+    Backend("CPU_ATTN", "CPUAttentionBackendImpl", multiple=32),
+    Backend("CPU_MLA", "CPUMLAImpl", fixed=(16,)),
+    Backend("AMX_MLA", "AMXMLAImpl", multiple=32),
+    Backend("TRITON_MLA", "TritonMLAImpl", multiple=16, dcp_since=(0, 13)),
+    Backend("FLASH_ATTN_MLA", "FlashAttnMLAImpl", multiple=16, dcp_since=(0, 13)),
+    Backend("FLASHMLA", "FlashMLAImpl", fixed=(64,), dcp_since=(0, 13)),
+    Backend("CUTLASS_MLA", "CutlassMLAImpl", fixed=(128,), dcp_since=(0, 13)),
+    Backend("FLASHINFER_MLA", "FlashInferMLAImpl", fixed=(32, 64), dcp_since=(0, 26)),
+    Backend("TOKENSPEED_MLA", "TokenspeedMLAImpl", fixed=(32, 64), dcp_since=(0, 26), interleaves_since=(0, 32)),
+    Backend("FLASHMLA_SPARSE", "FlashMLASparseImpl", multiple=64, dcp_since=(0, 30), interleaves_since=(0, 30)),
+    Backend("FLASHINFER_MLA_SPARSE", "FlashInferMLASparseImpl", multiple=32, dcp_since=(0, 26), row_page=32),
+    Backend("FLASHINFER_MLA_SPARSE_SM120", "FlashInferMLASparseSM120Impl", multiple=64, row_page=64),
+    Backend("B12X_MLA_SPARSE", "B12xMLASparseImpl", multiple=64, dcp_since=(0, 24)),
+)
+BACKENDS: Dict[str, Backend] = {row.name: row for row in _ROWS}
+_INDEXER_BLOCK = 64
+
+_FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
+# Opaque rows of sparse MLA: bytes of one token.
+_ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
+_FORK_ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 368}
+
+
+def _sparse_backend(request: Request, dialect: Dialect) -> str:
+    if dialect.name == "dark-devotion":
+        return "B12X_MLA_SPARSE"
+    major = request.compute_capability[0] if request.compute_capability else 12
+    if major == 12:
+        return "FLASHINFER_MLA_SPARSE_SM120"
+    return "FLASHINFER_MLA_SPARSE" if major == 10 else "FLASHMLA_SPARSE"
+
+
+def _dense_mla_backend(request: Request, dtype: str) -> str:
+    major = request.compute_capability[0] if request.compute_capability else 12
+    if major == 10:
+        return "FLASHINFER_MLA"
+    if major == 9:
+        return "FLASHMLA" if dtype in _FP8 else "FLASH_ATTN_MLA"
+    return "TRITON_MLA"
+
+
+def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
+    """The backend that the engine takes for the model's attention layers."""
+    name = request.attention_backend
+    if name is not None:
+        if name not in BACKENDS:
+            raise ValueError(
+                "attention_backend: %r is not known here; known are %s" % (name, ", ".join(sorted(BACKENDS)))
+            )
+        return BACKENDS[name]
+    if request.device == "cpu":
+        return BACKENDS["CPU_MLA" if model.mla else "CPU_ATTN"]
+    if model.sparse:
+        return BACKENDS[_sparse_backend(request, dialect)]
+    if model.mla:
+        return BACKENDS[_dense_mla_backend(request, dtype)]
+    if "per_token_head" in dtype:
+        return BACKENDS["TRITON_ATTN"]
+    if dtype == "nvfp4" or request.compute_capability is not None and request.compute_capability[0] == 10:
+        return BACKENDS["FLASHINFER"]
+    return BACKENDS["FLASH_ATTN"]
+
+
+def block_size_of(request: Request, model: Model, backend: Backend) -> int:
+    """Tokens of one block: what was asked for, or what the backend of the model prefers to 16."""
+    if request.device == "cpu":
+        if backend.name == "CPU_MLA":
+            return 16
+        return request.block_size or 128
+    if request.block_size is not None:
+        return request.block_size
+    if model.sparse:
+        return _INDEXER_BLOCK
+    if backend.multiple:
+        return backend.multiple
+    return 16 if 16 in backend.fixed else backend.smallest
+
+
+def resolve_dtype(request: Request, model: Model, dialect: Dialect) -> str:
+    """The cache dtype in effect: auto follows the checkpoint, sparse MLA packs its own rows."""
+    dtype = request.kv_cache_dtype
+    if dtype == "auto" and model.cache_scheme is not None:
+        dtype = model.cache_scheme
+    if not model.sparse:
+        return dtype
+    capability = request.compute_capability
+    if dtype == "auto" and capability is not None and dialect.name != "dark-devotion":
+        if capability[0] == 10 and model.family == "glm_moe_dsa" and dialect.version >= (0, 20):
+            return "fp8_e4m3"
+        if capability[0] == 12:
+            return "fp8_ds_mla"
+    if dtype in _FP8 and not (capability is not None and capability[0] == 10):
+        return "fp8_ds_mla"
+    return dtype
+
+
+def token_bytes(cache: Cache, heads: int, dtype: str, dialect: Dialect) -> int:
+    """Bytes of one token in one layer of one rank.
+
+    heads: KV heads of this rank. Formulae: (K + V) * heads * D; MLA: its one vector; indexer: bytes as they are.
+    """
+    if cache.kind == INDEXER:
+        return cache.key
+    if cache.kind == MLA and dtype in _ROW_BYTES:
+        return (_FORK_ROW_BYTES if dialect.name == "dark-devotion" else _ROW_BYTES)[dtype]
+    elements = cache.key + cache.value
+    if dtype in _FP8:
+        return heads * elements
+    if dtype == "nvfp4":
+        return heads * (elements // 2 + elements // 16)
+    if dtype == "int4_per_token_head":
+        return heads * (cache.key // 2 + cache.value // 2 + 8)
+    if dtype.endswith("per_token_head"):
+        return heads * (elements + 8)
+    return heads * elements * PLAIN_BYTES
+
+
+def rank_heads(cache: Cache, tensor_parallel_size: int) -> int:
+    """KV heads of one rank: the heads dealt out, one at least; the vector of MLA is on every rank."""
+    if cache.kind in (MLA, INDEXER):
+        return 1
+    return max(1, cache.heads // tensor_parallel_size)
+
+
+def judged_backend(request: Request) -> bool:
+    """Whether the hardware was named, so that what its backends refuse can be judged."""
+    return request.device == "cpu" or request.compute_capability is not None or request.attention_backend is not None
+
+
+def unsupported_dtype(dtype: str, model: Model, backend: Backend) -> Optional[str]:
+    """vLLM's words when a cache dtype cannot go with the model, else None."""
+    if dtype == "nvfp4" and model.mla:
+        return (
+            "nvfp4 KV cache is not supported with MLA (Multi-head Latent Attention) backends. Please use a different "
+            "--kv-cache-dtype (e.g., 'fp8', 'auto', or 'nvfp4_ds_mla' with a sparse MLA backend) for MLA models such "
+            "as DeepSeek."
+        )
+    return None

@@ -1,0 +1,218 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Layers to cache groups, as vLLM's `vllm.v1.core.kv_cache_utils` does it.
+
+All groups draw blocks from one pool, so a block is as large as the largest group. Private to this collection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Dict, Hashable, Iterable, List, Sequence, Tuple
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
+    CHUNKED,
+    FULL,
+    INDEXER,
+    MLA,
+    SLIDING,
+    STATE,
+    Demand,
+    EngineRefusal,
+    Spec,
+    ceil_div,
+    round_up,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cache in the engine: its layer (draft layers follow the last layer of the model) and its spec."""
+
+    layer: int
+    spec: Spec
+    draft: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that share a block table. `mixed` groups hold layers with pages of different sizes."""
+
+    entries: Tuple[Entry, ...]
+    kinds: Tuple[Spec, ...]
+    page: int
+    mixed: bool
+
+    def request_blocks(self, demand: Demand) -> int:
+        """Pool blocks that one request takes in this group."""
+        return max(spec.request_blocks(demand) for spec in self.kinds)
+
+
+def _distinct(entries: Sequence[Entry]) -> Tuple[Spec, ...]:
+    return tuple(dict.fromkeys(entry.spec for entry in entries))
+
+
+def make_group(entries: Sequence[Entry], mixed: bool, kinds: Tuple[Spec, ...] = ()) -> Group:
+    """A group of these caches; kinds are given when the group may be empty on this rank."""
+    page = sum(entry.spec.page for entry in entries)
+    return Group(tuple(entries), kinds or _distinct(entries), page, mixed)
+
+
+def _type_key(spec: Spec) -> Tuple[Hashable, ...]:
+    """What layers must have in common to share one group with pages of different sizes."""
+    if spec.kind in (SLIDING, CHUNKED):
+        return (spec.family, spec.block_size, spec.sharded, spec.window)
+    if spec.kind == STATE:
+        return (spec.family, spec.block_size, spec.draft_states, spec.checkpoint_states, spec.page)
+    return (spec.family, spec.block_size, spec.sharded)
+
+
+def _is_one_type(entries: Sequence[Entry]) -> bool:
+    return len({_type_key(spec) for spec in _distinct(entries)}) == 1
+
+
+def _promoted(entries: Sequence[Entry]) -> List[Entry]:
+    """Windows treated as full attention, which is what a disabled hybrid manager allocates."""
+    if _is_one_type(entries):
+        return list(entries)
+    full_sizes = {entry.spec.block_size for entry in entries if entry.spec.family == FULL}
+    if not full_sizes:
+        raise EngineRefusal("Failed to promote local KV cache specs to one unified type.")
+    block_size = full_sizes.pop() if len(full_sizes) == 1 else 0
+    promoted = []
+    for entry in entries:
+        spec = entry.spec
+        if spec.kind in (SLIDING, CHUNKED):
+            size = block_size or spec.block_size
+            padded = None if spec.padded_page is None else max(spec.padded_page, spec.token_bytes * size)
+            spec = replace(spec, kind=FULL, block_size=size, window=0, retained=0, padded_page=padded)
+        promoted.append(replace(entry, spec=spec))
+    if not _is_one_type(promoted):
+        raise EngineRefusal("Failed to promote local KV cache specs to one unified type.")
+    return promoted
+
+
+class _PagesDiffer(Exception):
+    """Pages cannot be brought to one size; the text is vLLM's."""
+
+
+def _unified(spec: Spec, largest: int, dialect: Dialect) -> Spec:
+    """One layer brought to the largest page: more tokens in a block where that divides, else padding."""
+    if spec.page == largest:
+        return spec
+    if spec.kind == STATE and dialect.pads_state_pages:
+        return spec.with_page(largest)
+    if largest % spec.page == 0 and spec.kind != STATE:
+        return spec.with_block_size(spec.block_size * (largest // spec.page))
+    if dialect.pads_attention_pages and spec.kind not in (MLA, INDEXER, STATE):
+        return spec.with_page(largest)
+    if dialect.version < (0, 26):
+        raise _PagesDiffer(
+            "The page size of the layer is not divisible by the maximum page size. Cannot unify by adjusting block_size."
+        )
+    raise _PagesDiffer(
+        "page size is not divisible by the maximum page size and cannot be padded. Padding is only supported for "
+        "non-MLA attention layers."
+    )
+
+
+def _unify_pages(entries: Sequence[Entry], dialect: Dialect) -> List[Entry]:
+    largest = max(entry.spec.page for entry in entries)
+    cache: Dict[Spec, Spec] = {}
+    unified = []
+    for entry in entries:
+        if entry.spec not in cache:
+            cache[entry.spec] = _unified(entry.spec, largest, dialect)
+        unified.append(replace(entry, spec=cache[entry.spec]))
+    return unified
+
+
+def _bucketed(entries: Sequence[Entry], dialect: Dialect) -> List[Group]:
+    """Buckets of equal layers, cut into groups of one size; the rest of a bucket is padding."""
+    buckets: Dict[Spec, List[Entry]] = {}
+    for entry in entries:
+        buckets.setdefault(entry.spec, []).append(entry)
+    sizes = [len(bucket) for bucket in buckets.values()]
+    size = max(sizes) if max(sizes) * 100 < min(sizes) * dialect.group_ratio_percent else min(sizes)
+    groups = []
+    for bucket in buckets.values():
+        count = ceil_div(len(bucket), size)
+        # Every count-th layer, so that a pipeline stage holds layers of every group.
+        groups.extend(make_group(bucket[first::count], mixed=False) for first in range(count))
+    return groups
+
+
+def _fallback(entries: Sequence[Entry]) -> List[Group]:
+    """MLA beside sliding windows whose pages do not fit: full allocation for all."""
+    kinds = {entry.spec.kind for entry in entries}
+    if not (kinds & {MLA, INDEXER} and SLIDING in kinds) or CHUNKED in kinds:
+        return []
+    try:
+        return [make_group(_promoted(entries), mixed=True)]
+    except EngineRefusal:
+        return []
+
+
+def group_entries(entries: Sequence[Entry], dialect: Dialect, disable_hybrid: bool) -> List[Group]:
+    """The cache groups of a whole model.
+
+    entries: caches in the order of registration; disable_hybrid: windows are allocated as full attention.
+    """
+    if disable_hybrid:
+        entries = _promoted(entries)
+    if _is_one_type(entries):
+        return [make_group(entries, mixed=len(_distinct(entries)) > 1)]
+    try:
+        unified = _unify_pages(entries, dialect)
+    except _PagesDiffer as error:
+        fallback = _fallback(entries) if dialect.version >= (0, 28) else []
+        if not fallback:
+            raise EngineRefusal(str(error)) from None
+        return fallback
+    return _bucketed(unified, dialect)
+
+
+def split_drafts(entries: Sequence[Entry]) -> List[Group]:
+    """The fork's replicated draft: the model in one group, its draft layers, not dealt out by DCP, in another."""
+    own = [entry for entry in entries if not entry.draft]
+    drafts = [replace(entry, spec=replace(entry.spec, sharded=False)) for entry in entries if entry.draft]
+    return [make_group(part, mixed=True) for part in (own, drafts) if part]
+
+
+def project(groups: Sequence[Group], first: int, end: int, dialect: Dialect) -> List[Group]:
+    """The groups as one pipeline stage sees them, which holds the layers first..end-1."""
+    projected = []
+    for group in groups:
+        own = [entry for entry in group.entries if first <= entry.layer < end]
+        if len(own) == len(group.entries):
+            projected.append(group)
+        elif group.mixed and not dialect.projects_layers:
+            # This version forgets to shrink such a group and divides by the page of the whole model.
+            projected.append(group)
+        else:
+            projected.append(make_group(own, group.mixed, () if own and group.mixed else group.kinds))
+    return projected
+
+
+def block_bytes(groups: Sequence[Group], layout: str) -> int:
+    """Bytes of one pool block: the largest group.
+
+    layout: `LBNHC` (layer by layer) or `BLHNC`, which rounds the block up to a stride that every layer can be read by.
+    """
+    largest = max(group.page for group in groups)
+    if layout != "BLHNC":
+        return largest
+    if len(groups) > 1:
+        raise ValueError("kv_cache_layout: BLHNC is known here only for models whose layers form one group")
+    return round_up(largest, _common_multiple(spec.stride for spec in groups[0].kinds))
+
+
+def _common_multiple(numbers: Iterable[int]) -> int:
+    common = 1
+    for number in numbers:
+        common = common * number // gcd(common, number)
+    return common

@@ -1,0 +1,694 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which caches each layer of a model keeps, read from its config.json.
+
+A model family is one row of `_FAMILIES`; a model that has no row is refused by name. The rules are those of
+the model classes of vLLM and of the config classes that fill in what a config.json leaves out.
+Private to this collection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
+    CHUNKED,
+    CROSS,
+    FULL,
+    INDEXER,
+    MLA,
+    SLIDING,
+    STATE,
+    EngineRefusal,
+)
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """The recurrent state of one layer, over all tensor-parallel ranks.
+
+    kind: `gdn` (gated delta net) or `mamba2`; conv_width: channels of the convolution state;
+    kernel: taps of the convolution; heads x rows x columns: the recurrent state;
+    groups, group_width: groups that are repeated when TP does not divide them (mamba2);
+    dtype: what the checkpoint wants for the recurrent state, None: that of the convolution state.
+    """
+
+    kind: str
+    conv_width: int
+    kernel: int
+    heads: int
+    rows: int
+    columns: int
+    groups: int = 0
+    group_width: int = 0
+    dtype: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cache of one layer, over all ranks and before block size and dtype are known.
+
+    kind: a kind of `_kv_specs`; heads: KV heads in all (attention) or 1; key, value: elements of a K and a V head;
+    window: tokens of the window or chunk; state: for recurrent layers.
+    """
+
+    kind: str
+    heads: int = 1
+    key: int = 0
+    value: int = 0
+    window: int = 0
+    state: Optional[StateShape] = None
+
+
+Layer = Tuple[Cache, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the planner has to know of a model.
+
+    layers: caches by layer; drafts: caches of the layers that the built-in MTP head adds; draft_count: its layers;
+    context: the longest context that the config allows (None: the config does not say), context_key: where it says so;
+    cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model.
+    """
+
+    family: str
+    architecture: str
+    mla: bool
+    sparse: bool
+    query_heads: int
+    kv_heads: int
+    layers: Tuple[Layer, ...]
+    drafts: Tuple[Layer, ...]
+    draft_count: int
+    context: Optional[int]
+    context_key: str
+    model_max_length: Optional[int]
+    cache_scheme: Optional[str]
+    encoder_tokens: int
+    hybrid: bool
+    prefix_caching_default: bool
+
+
+class _Fields:
+    """Typed access to a config.json; every complaint names the key and the model."""
+
+    def __init__(self, config: Config, model_type: str) -> None:
+        self.config = config
+        self.model_type = model_type
+
+    def has(self, key: str) -> bool:
+        return self.config.get(key) is not None
+
+    def integer(self, key: str, default: Optional[int] = None, minimum: int = 1) -> int:
+        value = self.config.get(key)
+        if value is None:
+            if default is None:
+                raise ValueError("config: %s is missing; model_type %s cannot be sized without it" % (key, self.model_type))
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError("config: %s is %r; it must be an integer of at least %d" % (key, value, minimum))
+        return value
+
+    def strings(self, key: str, length: int) -> Optional[List[str]]:
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise ValueError("config: %s must be a list of strings, not %s" % (key, type(value).__name__))
+        if len(value) < length:
+            raise ValueError("config: %s has %d entries for %d layers" % (key, len(value), length))
+        return value[:length]
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Attention heads: query heads, KV heads, elements of a head."""
+
+    query: int
+    kv: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one model_type is read.
+
+    build: returns the caches by layer; mtp_key: config key with the number of built-in draft layers;
+    draft: caches of one draft layer, None: the last kind of full attention;
+    defaults: what the model's own config class fills in where published configs leave a key out.
+    """
+
+    build: Callable[[_Fields, Family], Tuple[Layer, ...]]
+    mtp_key: Optional[str] = None
+    mla: bool = False
+    hybrid: bool = False
+    window: str = "layer_types"
+    defaults: Tuple[Tuple[str, int], ...] = ()
+    prefix_caching_default: bool = True
+
+    def default(self, key: str) -> Optional[int]:
+        return dict(self.defaults).get(key)
+
+
+def _heads(fields: _Fields, family: Family) -> _Heads:
+    query = fields.integer("num_attention_heads", family.default("num_attention_heads"))
+    kv = fields.integer("num_key_value_heads", family.default("num_key_value_heads") or query)
+    size = fields.config.get("head_dim") or family.default("head_dim")
+    if size is None:
+        size = fields.integer("hidden_size") // query
+    else:
+        size = fields.integer("head_dim", size)
+    return _Heads(query, kv, size)
+
+
+def _layer_count(fields: _Fields) -> int:
+    return fields.integer("num_hidden_layers")
+
+
+def _windowed(heads: _Heads, window: Optional[int]) -> Cache:
+    if window is None:
+        return Cache(FULL, heads.kv, heads.size, heads.size)
+    return Cache(SLIDING, heads.kv, heads.size, heads.size, window=window)
+
+
+def _window_size(fields: _Fields, family: Family) -> Optional[int]:
+    if fields.config.get("sliding_window") == 0:
+        return None
+    if "sliding_window" in fields.config and fields.config["sliding_window"] is None:
+        return None
+    default = family.default("sliding_window")
+    if default is None and not fields.has("sliding_window"):
+        return None
+    return fields.integer("sliding_window", default)
+
+
+def _plain(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Llama and its kin: full attention, or windows where layer_types (or the whole model) says so."""
+    heads, count = _heads(fields, family), _layer_count(fields)
+    window = _window_size(fields, family)
+    if window is None:
+        return ((_windowed(heads, None),),) * count
+    types = fields.strings("layer_types", count)
+    if types is None:
+        return ((_windowed(heads, window),),) * count
+    return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
+
+
+def _unwindowed(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Models whose vLLM class never uses a window."""
+    return ((_windowed(_heads(fields, family), None),),) * _layer_count(fields)
+
+
+def _qwen_types(fields: _Fields, count: int) -> List[str]:
+    first = fields.integer("max_window_layers", minimum=0)
+    return fields.strings("layer_types", count) or [
+        "sliding_attention" if layer >= first else "full_attention" for layer in range(count)
+    ]
+
+
+def _qwen_window(fields: _Fields) -> Optional[int]:
+    if not fields.config.get("use_sliding_window") or not fields.has("sliding_window"):
+        return None
+    return fields.integer("sliding_window")
+
+
+def _qwen(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Qwen2 and Qwen3: windows only with use_sliding_window, and then for all layers or none."""
+    heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
+    if window is None:
+        return ((_windowed(heads, None),),) * count
+    types = _qwen_types(fields, count)
+    if len(set(types)) > 1:
+        first = fields.integer("max_window_layers", minimum=0)
+        if first != count:
+            raise EngineRefusal(
+                "Sliding window for some but all layers is not supported. This model uses sliding window but "
+                "`max_window_layers` = %d is less than `num_hidden_layers` = %d. Please open an issue to discuss this "
+                "feature." % (first, count)
+            )
+        return ((_windowed(heads, None),),) * count
+    return ((_windowed(heads, window if types[0] == "sliding_attention" else None),),) * count
+
+
+def _qwen2_moe(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Qwen2-MoE: the window counts only when every layer has it."""
+    heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
+    every = window is not None and set(_qwen_types(fields, count)) == {"sliding_attention"}
+    return ((_windowed(heads, window if every else None),),) * count
+
+
+def _qwen3_moe(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Qwen3-MoE: the window of use_sliding_window is on every layer, unless layer_types says otherwise."""
+    heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
+    types = fields.strings("layer_types", count)
+    if types is not None and set(types) != {"sliding_attention"}:
+        window = None
+    return ((_windowed(heads, window),),) * count
+
+
+def _alternating(period: int, full_at: int) -> Callable[[_Fields, Family], Tuple[Layer, ...]]:
+    """Windows on all layers but every `period`-th; layer_types in the config wins."""
+
+    def build(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+        heads, count = _heads(fields, family), _layer_count(fields)
+        window = _window_size(fields, family)
+        if window is None:
+            raise ValueError("config: sliding_window is missing; model_type %s has windowed layers" % fields.model_type)
+        if fields.config.get("use_bidirectional_attention"):
+            raise ValueError("config: use_bidirectional_attention is an embedding model, which keeps no cache")
+        step = fields.integer("sliding_window_pattern", period)
+        types = fields.strings("layer_types", count) or [
+            "full_attention" if layer % step == (full_at if step == period else step - 1) else "sliding_attention"
+            for layer in range(count)
+        ]
+        return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
+
+    return build
+
+
+def _gpt_oss(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """gpt-oss: vLLM puts the window on even layers whatever layer_types says."""
+    heads, count = _heads(fields, family), _layer_count(fields)
+    window = _window_size(fields, family)
+    return tuple((_windowed(heads, window if layer % 2 == 0 else None),) for layer in range(count))
+
+
+def _llama4(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Llama 4: chunked local attention where rotary embeddings are used, full attention elsewhere."""
+    heads, count = _heads(fields, family), _layer_count(fields)
+    chunk = fields.config.get("attention_chunk_size", 8192)
+    rope = fields.config.get("no_rope_layers") or []
+    interval = fields.integer("no_rope_layer_interval", 4)
+    full = (_windowed(heads, None),)
+    if not chunk:
+        return (full,) * count
+    local = (Cache(CHUNKED, heads.kv, heads.size, heads.size, window=fields.integer("attention_chunk_size", 8192)),)
+    flags = rope or [int((layer + 1) % interval != 0) for layer in range(count)]
+    if len(flags) < count:
+        raise ValueError("config: no_rope_layers has %d entries for %d layers" % (len(flags), count))
+    return tuple(local if flags[layer] else full for layer in range(count))
+
+
+def _latent(fields: _Fields) -> Cache:
+    """The one latent vector of MLA: kv_lora_rank + qk_rope_head_dim elements, no V."""
+    width = fields.integer("kv_lora_rank") + fields.integer("qk_rope_head_dim")
+    return Cache(MLA, 1, width, 0)
+
+
+def _indexer(fields: _Fields) -> Cache:
+    """The indexer's key: one byte an element and four bytes of scale for each 128 elements."""
+    size = fields.integer("index_head_dim")
+    return Cache(INDEXER, 1, size + size // 128 * 4, 0)
+
+
+def owns_indexer(fields_config: Config, layer: int) -> bool:
+    """Whether a layer of a sparse model has an indexer of its own.
+
+    A pattern decides by its letter (`S`: shared), layers beyond the pattern own one; without a pattern
+    max(layer - offset + 1, 0) % freq == 0 decides, with offset 2 and freq 1 when the config is silent.
+    """
+    pattern = fields_config.get("index_topk_pattern")
+    if pattern is not None:
+        return layer >= len(pattern) or pattern[layer] != "S"
+    freq = fields_config.get("index_topk_freq", 1)
+    offset = fields_config.get("index_skip_topk_offset", 2)
+    return bool(max(layer - offset + 1, 0) % freq == 0)
+
+
+def _check_index_rule(fields: _Fields) -> None:
+    pattern = fields.config.get("index_topk_pattern")
+    if pattern is not None and not (
+        isinstance(pattern, (str, list)) and all(entry in ("F", "S") for entry in pattern)
+    ):
+        raise ValueError("config: index_topk_pattern is %r; it must consist of F and S, one for each layer" % (pattern,))
+    fields.integer("index_topk_freq", 1)
+    fields.integer("index_skip_topk_offset", 2, minimum=0)
+
+
+def _mla(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """DeepSeek, Kimi K2 and GLM-5: MLA, with an indexer where the config has index_topk."""
+    count, latent = _layer_count(fields), _latent(fields)
+    if not fields.has("index_topk"):
+        return ((latent,),) * count
+    _check_index_rule(fields)
+    own, shared = (latent, _indexer(fields)), (latent,)
+    return tuple(own if owns_indexer(fields.config, layer) else shared for layer in range(count))
+
+
+def _state_dtype(fields: _Fields, key: str) -> Optional[str]:
+    value = fields.config.get(key)
+    if value not in (None, "auto", "float32", "bfloat16", "float16"):
+        raise ValueError("config: %s is %r; it must be float32, bfloat16 or float16" % (key, value))
+    return None if value in (None, "auto") else str(value)
+
+
+def _gated_delta(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Qwen3-Next and Qwen3.5: gated delta net, with full attention on every fourth layer."""
+    heads, count = _heads(fields, family), _layer_count(fields)
+    interval = fields.integer("full_attention_interval", 4)
+    types = fields.strings("layer_types", count) or [
+        "full_attention" if (layer + 1) % interval == 0 else "linear_attention" for layer in range(count)
+    ]
+    key_heads, value_heads = fields.integer("linear_num_key_heads"), fields.integer("linear_num_value_heads")
+    key, value = fields.integer("linear_key_head_dim"), fields.integer("linear_value_head_dim")
+    state = StateShape(
+        kind="gdn",
+        conv_width=2 * key_heads * key + value_heads * value,
+        kernel=fields.integer("linear_conv_kernel_dim"),
+        heads=value_heads,
+        rows=value,
+        columns=key,
+        dtype=_state_dtype(fields, "mamba_ssm_dtype") if fields.model_type.startswith("qwen3_5") else None,
+    )
+    recurrent, full = (Cache(STATE, state=state),), (_windowed(heads, None),)
+    return tuple(full if entry == "full_attention" else recurrent for entry in types)
+
+
+_NEMOTRON_LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+_NEMOTRON_NAMES = {
+    "mamba": "mamba",
+    "linear_attention": "mamba",
+    "attention": "attention",
+    "full_attention": "attention",
+    "mlp": "mlp",
+    "moe": "moe",
+}
+
+
+def _nemotron_types(fields: _Fields, pattern_key: str, names_keys: Sequence[str]) -> List[str]:
+    pattern = fields.config.get(pattern_key)
+    if pattern is not None:
+        unknown = sorted(set(pattern) - set(_NEMOTRON_LETTERS))
+        if unknown:
+            raise ValueError("config: %s has %r; known are M (Mamba2), * (attention), - (MLP), E (MoE)" % (pattern_key, unknown[0]))
+        return [_NEMOTRON_LETTERS[letter] for letter in pattern]
+    for key in names_keys:
+        if fields.has(key):
+            names = fields.strings(key, 1) or []
+            names = list(fields.config[key])
+            unknown = sorted(set(names) - set(_NEMOTRON_NAMES))
+            if unknown:
+                raise ValueError("config: %s has %r, which is no kind of layer of %s" % (key, unknown[0], fields.model_type))
+            return [_NEMOTRON_NAMES[name] for name in names]
+    raise ValueError("config: %s is missing; model_type %s cannot be sized without it" % (pattern_key, fields.model_type))
+
+
+def _nemotron_layer(fields: _Fields, family: Family, kind: str) -> Layer:
+    if kind == "attention":
+        return (_windowed(_heads(fields, family), _window_size(fields, family)),)
+    if kind != "mamba":
+        return ()
+    heads, size = fields.integer("mamba_num_heads"), fields.integer("mamba_head_dim")
+    groups = fields.integer("n_groups", fields.config.get("mamba_n_groups"))
+    width = fields.integer("ssm_state_size")
+    state = StateShape(
+        kind="mamba2",
+        conv_width=heads * size,
+        kernel=fields.integer("conv_kernel", fields.config.get("mamba_d_conv")),
+        heads=heads,
+        rows=size,
+        columns=width,
+        groups=groups,
+        group_width=width,
+        dtype=_state_dtype(fields, "mamba_ssm_cache_dtype") or "float32",
+    )
+    return (Cache(STATE, state=state),)
+
+
+def _nemotron_h(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    types = _nemotron_types(fields, "hybrid_override_pattern", ("layers_block_type", "layer_types"))
+    return tuple(_nemotron_layer(fields, family, kind) for kind in types)
+
+
+def _whisper(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Whisper: each decoder layer keeps its own keys and those of the encoder's output."""
+    heads = fields.integer("decoder_attention_heads")
+    size = fields.integer("d_model") // heads
+    layer = (Cache(FULL, heads, size, size), Cache(CROSS, heads, size, size))
+    return (layer,) * fields.integer("decoder_layers")
+
+
+_GEMMA2 = (("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256), ("sliding_window", 4096))
+_GEMMA3 = _GEMMA2 + (("max_position_embeddings", 131072),)
+_HEAD_128 = (("head_dim", 128),)
+
+_LLAMA = Family(_plain)
+_MLA = Family(_mla, mtp_key="num_nextn_predict_layers", mla=True)
+_GEMMA3_FAMILY = Family(_alternating(6, 5), defaults=_GEMMA3)
+_QWEN_NEXT = Family(
+    _gated_delta, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=(("head_dim", 256),), prefix_caching_default=False
+)
+_QWEN35 = Family(
+    _gated_delta, mtp_key="mtp_num_hidden_layers", hybrid=True, defaults=(("head_dim", 256),), prefix_caching_default=False
+)
+
+# model_type of the text part of a config -> how it is read.
+_FAMILIES: Dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": Family(_plain, defaults=(("sliding_window", 4096),)),
+    "ministral3": _LLAMA,
+    "mixtral": _LLAMA,
+    "qwen2": Family(_qwen),
+    "qwen2_moe": Family(_qwen2_moe),
+    "qwen3": Family(_qwen, defaults=_HEAD_128),
+    "qwen3_moe": Family(_qwen3_moe),
+    "qwen3_next": _QWEN_NEXT,
+    "qwen3_5_text": _QWEN35,
+    "qwen3_5_moe_text": _QWEN35,
+    "gemma2": Family(_alternating(2, 1), defaults=_GEMMA2),
+    "gemma3_text": _GEMMA3_FAMILY,
+    "gpt_oss": Family(_gpt_oss, defaults=(("head_dim", 64), ("sliding_window", 128))),
+    "glm4": Family(_unwindowed, defaults=_HEAD_128),
+    "glm4_moe": Family(_unwindowed, mtp_key="num_nextn_predict_layers"),
+    "glm_moe_dsa": _MLA,
+    "deepseek_v2": Family(_mla, mla=True),
+    "deepseek_v3": _MLA,
+    "deepseek_v32": _MLA,
+    "kimi_k2": _MLA,
+    "minimax_m2": Family(_unwindowed, defaults=_HEAD_128),
+    "nemotron_h": Family(
+        _nemotron_h, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=_HEAD_128, prefix_caching_default=False
+    ),
+    "llama4_text": Family(_llama4, defaults=_HEAD_128),
+    "whisper": Family(_whisper),
+}
+
+# Wrappers whose text part is one of the above.
+_WRAPPERS = {
+    "gemma3": "text_config",
+    "llama4": "text_config",
+    "mistral3": "text_config",
+    "qwen3_5": "text_config",
+    "qwen3_5_moe": "text_config",
+    "kimi_vl": "text_config",
+    "kimi_k25": "text_config",
+}
+
+# Architectures that identify a text model whose config has no model_type, or one of its own.
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "Qwen3NextForCausalLM": "qwen3_next",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "GptOssForCausalLM": "gpt_oss",
+    "Glm4ForCausalLM": "glm4",
+    "Glm4MoeForCausalLM": "glm4_moe",
+    "GlmMoeDsaForCausalLM": "glm_moe_dsa",
+    "DeepseekV2ForCausalLM": "deepseek_v2",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+    "DeepseekV32ForCausalLM": "deepseek_v32",
+    "KimiK2ForCausalLM": "kimi_k2",
+    "MiniMaxM2ForCausalLM": "minimax_m2",
+    "NemotronHForCausalLM": "nemotron_h",
+    "Llama4ForCausalLM": "llama4_text",
+    "WhisperForConditionalGeneration": "whisper",
+}
+
+KNOWN_MODEL_TYPES = tuple(sorted(set(_FAMILIES) | set(_WRAPPERS)))
+
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+# Rope types that leave max_position_embeddings as it is.
+_UNSCALED_ROPES = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default", "mrope")
+
+
+def _first_architecture(config: Config) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _identify(config: Config) -> Tuple[str, Config]:
+    """The model_type that decides, and the config of the text part."""
+    model_type = config.get("model_type")
+    architecture = _first_architecture(config)
+    if model_type is None and not architecture:
+        raise ValueError("config: it has neither model_type nor architectures, so the model cannot be recognised")
+    if model_type in _WRAPPERS:
+        text = config.get(_WRAPPERS[model_type])
+        if not isinstance(text, dict):
+            raise ValueError("config: model_type %s has no %s" % (model_type, _WRAPPERS[model_type]))
+        inner, _unused = _identify(text)
+        return inner, text
+    if model_type in _FAMILIES:
+        return str(model_type), config
+    if model_type is None and architecture in _ARCHITECTURES:
+        return _ARCHITECTURES[architecture], config
+    raise ValueError(
+        "config: model_type %r (architecture %s) is not a model that is known here; it is refused rather than guessed"
+        % (model_type, architecture or "not given")
+    )
+
+
+def _context(fields: _Fields, family: Family) -> Tuple[Optional[int], str]:
+    """The longest context by the config: the smallest of its length keys, times a linear rope factor."""
+    config = fields.config
+    found: Optional[int] = None
+    key_of = ""
+    for key in _CONTEXT_KEYS:
+        if config.get(key) is None:
+            continue
+        value = fields.integer(key)
+        if found is None or value < found:
+            found, key_of = value, key
+    if config.get("model_max_length"):
+        found, key_of = fields.integer("model_max_length"), "model_max_length"
+    if found is None:
+        found = family.default("max_position_embeddings")
+        key_of = "max_position_embeddings"
+    if found is None or fields.model_type.startswith("gemma3"):
+        return found, key_of
+    return int(found * _rope_factor(config)), key_of
+
+
+def _rope_factor(config: Config) -> float:
+    ropes = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(ropes, dict):
+        return 1.0
+    nested = [entry for entry in ropes.values() if isinstance(entry, dict)]
+    factor = 1.0
+    for rope in nested or [ropes]:
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind not in _UNSCALED_ROPES:
+            factor = rope.get("factor") or 1.0
+    return float(factor)
+
+
+def _modelopt_scheme(quantization: Config) -> Optional[str]:
+    inner = quantization.get("quantization")
+    inner = inner if isinstance(inner, dict) else quantization
+    scheme = (
+        inner.get("kv_cache_scheme")
+        or quantization.get("kv_cache_scheme")
+        or inner.get("kv_cache_quant_algo")
+        or quantization.get("kv_cache_quant_algo")
+    )
+    if isinstance(scheme, dict):
+        if scheme.get("type") != "float":
+            return None
+        if scheme.get("num_bits") == 8 and scheme.get("dynamic") is False:
+            return "fp8_e4m3"
+        return "nvfp4" if scheme.get("num_bits") == 4 else None
+    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(scheme).lower()) if scheme else None
+
+
+def _cache_scheme(config: Config, text: Config) -> Optional[str]:
+    """The cache dtype that the checkpoint asks for when kv_cache_dtype is auto."""
+    quantization = config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config")
+    if not isinstance(quantization, dict):
+        return None
+    method = str(quantization.get("quant_method", "")).lower().replace("_", "-")
+    if method.startswith("modelopt") or (quantization.get("producer") or {}).get("name") == "modelopt":
+        return _modelopt_scheme(quantization)
+    if method == "compressed-tensors" and quantization.get("kv_cache_scheme") is not None:
+        return "fp8"
+    return None
+
+
+def _drafts(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    """Caches of the built-in draft layers: full copies of an attention layer of the model."""
+    if family.mtp_key is None or not fields.config.get(family.mtp_key):
+        return ()
+    count = fields.integer(family.mtp_key)
+    if family.mla:
+        one: Layer = (_latent(fields), _indexer(fields)) if fields.has("index_topk") else (_latent(fields),)
+        return (one,) * count
+    if fields.model_type == "nemotron_h":
+        types = _nemotron_types(fields, "mtp_hybrid_override_pattern", ("mtp_layers_block_type",))
+        return tuple(_nemotron_layer(fields, family, kind) for kind in types)
+    return ((_windowed(_heads(fields, family), None),),) * count
+
+
+def merge_overrides(config: Config, overrides: Config) -> Dict[str, Any]:
+    """hf_overrides laid over a config; nested dicts are merged, as vLLM does."""
+    merged = dict(config)
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge_overrides(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_model(config: Config) -> Model:
+    """The model behind a config.json (as a dict, hf_overrides already laid over it)."""
+    model_type, text = _identify(config)
+    family = _FAMILIES[model_type]
+    fields = _Fields(text, model_type)
+    layers = family.build(fields, family)
+    context, context_key = _context(fields, family)
+    if model_type == "whisper":
+        query = kv = fields.integer("decoder_attention_heads")
+    elif family.mla:
+        query = fields.integer("num_attention_heads")
+        kv = fields.integer("num_key_value_heads", query)
+    else:
+        heads = _heads(fields, family)
+        query, kv = heads.query, heads.kv
+    return Model(
+        family=model_type,
+        architecture=_first_architecture(config),
+        mla=family.mla,
+        sparse=any(cache.kind == INDEXER for layer in layers for cache in layer),
+        query_heads=query,
+        kv_heads=kv,
+        layers=layers,
+        drafts=_drafts(fields, family),
+        draft_count=fields.integer(family.mtp_key, 0, minimum=0) if family.mtp_key else 0,
+        context=context,
+        context_key=context_key,
+        model_max_length=text.get("model_max_length"),
+        cache_scheme=_cache_scheme(config, text),
+        encoder_tokens=fields.integer("max_source_positions") if model_type == "whisper" else 0,
+        hybrid=family.hybrid and any(cache.kind == STATE for layer in layers for cache in layer),
+        prefix_caching_default=family.prefix_caching_default,
+    )
+
+
+def with_every_indexer(model: Model) -> Model:
+    """The model with an indexer on every layer, as planners without index sharing build it."""
+    indexers = [cache for layer in model.layers for cache in layer if cache.kind == INDEXER]
+    if not indexers:
+        return model
+    layers = tuple((layer[0], indexers[0]) for layer in model.layers)
+    return Model(**{**model.__dict__, "layers": layers})

@@ -1,0 +1,487 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The whole fit: the KV cache by vLLM's rules, and every rank's bytes against the memory of its node.
+
+`fit` is what the module and the filter call. Private to this collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import Group
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request, parse_request
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import (
+    Capacity,
+    Geometry,
+    build_geometry,
+    derived_context,
+    plan_cache,
+    smallest_budgets,
+    stage_of,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import STATE, EngineRefusal
+
+GIB = 2**30
+# Readings of the moment: they are reported, but a plan that is written to disk must not change with them.
+_MOMENTARY = ("available_bytes", "headroom_bytes", "total_bytes", "gate_bytes")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank's bytes. available_bytes is None where the node was not measured."""
+
+    rank: int
+    node: str
+    weights_bytes: int
+    kv_bytes: int
+    overhead_bytes: int
+    reserve_bytes: int
+    available_bytes: Optional[int]
+    total_bytes: Optional[int]
+    gate_bytes: Optional[int]
+
+    @property
+    def needed_bytes(self) -> int:
+        """All that this rank will take, with what is to stay free on its node."""
+        return self.weights_bytes + self.kv_bytes + self.overhead_bytes + self.reserve_bytes
+
+    @property
+    def headroom_bytes(self) -> Optional[int]:
+        """What is left on the node; negative when the rank does not fit."""
+        return None if self.available_bytes is None else self.available_bytes - self.needed_bytes
+
+    @property
+    def name(self) -> str:
+        """How sentences call this rank."""
+        return "rank %d (%s)" % (self.rank, self.node) if self.node else "rank %d" % self.rank
+
+    def as_dict(self) -> Dict[str, Any]:
+        """The rank as the module returns it."""
+        return {
+            "rank": self.rank,
+            "node": self.node or None,
+            "weights_bytes": self.weights_bytes,
+            "kv_bytes": self.kv_bytes,
+            "overhead_bytes": self.overhead_bytes,
+            "reserve_bytes": self.reserve_bytes,
+            "needed_bytes": self.needed_bytes,
+            "total_bytes": self.total_bytes,
+            "gate_bytes": self.gate_bytes,
+            "available_bytes": self.available_bytes,
+            "headroom_bytes": self.headroom_bytes,
+        }
+
+
+def amount(size_bytes: int) -> str:
+    """Bytes for a sentence: exact, with GiB beside it."""
+    return "%s B (%.2f GiB)" % (format(size_bytes, ","), size_bytes / GIB)
+
+
+def _tokens(count: int) -> str:
+    return format(count, ",")
+
+
+def _at(values: Sequence[Any], rank: int) -> Any:
+    return values[rank] if values else None
+
+
+def _share(request: Request, geometry: Geometry) -> float:
+    return geometry.dialect.utilization if request.gpu_memory_utilization is None else request.gpu_memory_utilization
+
+
+def _gate_bytes(request: Request, geometry: Geometry, rank: int) -> Optional[int]:
+    """What the engine wants to see free at start-up, None where it does not look or the total is not known.
+
+    ceil(total * gpu_memory_utilization) on a GPU, with explicit KV bytes too; on a CPU only without them.
+    """
+    total = _at(request.memory_total_bytes, rank)
+    explicit = bool(request.kv_cache_memory_bytes) or request.kv_cache_auto
+    if total is None or (request.device == "cpu" and explicit):
+        return None
+    return math.ceil(total * _share(request, geometry))
+
+
+def _ranks(request: Request, geometry: Geometry, budgets: Sequence[int]) -> List[Rank]:
+    return [
+        Rank(
+            rank=rank,
+            node=_at(request.nodes, rank) or "",
+            weights_bytes=_at(request.weights_bytes, rank) or 0,
+            kv_bytes=budget,
+            overhead_bytes=_at(request.overhead_bytes, rank) or 0,
+            reserve_bytes=_at(request.reserve_bytes, rank) or 0,
+            available_bytes=_at(request.memory_available_bytes, rank),
+            total_bytes=_at(request.memory_total_bytes, rank),
+            gate_bytes=_gate_bytes(request, geometry, rank),
+        )
+        for rank, budget in enumerate(budgets)
+    ]
+
+
+def _rooms(request: Request) -> Tuple[int, ...]:
+    """Bytes that each rank has left for KV by measurement."""
+    if not request.memory_available_bytes or None in request.memory_available_bytes:
+        raise ValueError(
+            "memory_available_bytes: it is needed for every rank when kv_cache_memory_bytes is auto and max_model_len is -1"
+        )
+    empty = _ranks_without_cache(request)
+    return tuple(available - taken for available, taken in zip(request.memory_available_bytes, empty))
+
+
+def _ranks_without_cache(request: Request) -> Tuple[int, ...]:
+    return tuple(
+        (_at(request.weights_bytes, rank) or 0)
+        + (_at(request.overhead_bytes, rank) or 0)
+        + (_at(request.reserve_bytes, rank) or 0)
+        for rank in range(request.ranks)
+    )
+
+
+def longest_for_rooms(geometry: Geometry, rooms: Sequence[int], sequences: int, limit: int) -> int:
+    """The longest context of which every rank holds `sequences` requests; 0 when not even one token fits."""
+
+    def holds(context: int) -> bool:
+        return all(need <= room for need, room in zip(smallest_budgets(geometry, context, sequences), rooms))
+
+    if not holds(1):
+        return 0
+    low, high, found = 1, limit, 1
+    while low <= high:
+        middle = (low + high) // 2
+        if holds(middle):
+            found, low = middle, middle + 1
+        else:
+            high = middle - 1
+    return found
+
+
+def _self_sized(request: Request, geometry: Geometry) -> Tuple[int, ...]:
+    """What an engine without explicit KV bytes takes: its share of the total less weights and overhead."""
+    if not request.memory_total_bytes or not request.weights_bytes:
+        raise ValueError(
+            "kv_cache_memory_bytes: give bytes, a list by rank or auto; without it memory_total_bytes and weights_bytes "
+            "are needed, from which the engine sizes its cache by gpu_memory_utilization"
+        )
+    share = _share(request, geometry)
+    return tuple(
+        max(0, math.ceil(total * share) - weights - (_at(request.overhead_bytes, rank) or 0))
+        for rank, (total, weights) in enumerate(zip(request.memory_total_bytes, request.weights_bytes))
+    )
+
+
+def _budgets(request: Request, geometry: Geometry) -> Tuple[Tuple[int, ...], Optional[int]]:
+    """KV bytes by rank and the context to plan for."""
+    if request.kv_cache_memory_bytes:
+        return request.kv_cache_memory_bytes, request.max_model_len
+    if not request.kv_cache_auto:
+        return _self_sized(request, geometry), request.max_model_len
+    if request.max_model_len != -1:
+        context = request.max_model_len or derived_context(geometry)
+        return smallest_budgets(geometry, context, request.max_num_seqs), context
+    rooms = _rooms(request)
+    context = longest_for_rooms(geometry, rooms, request.max_num_seqs, derived_context(geometry))
+    if context == 0:
+        return tuple(max(0, room) for room in rooms), 1
+    return smallest_budgets(geometry, context, request.max_num_seqs), context
+
+
+def _legal_dcps(request: Request) -> List[int]:
+    tp = request.tensor_parallel_size
+    return [dcp for dcp in range(request.decode_context_parallel_size + 1, tp + 1) if tp % dcp == 0]
+
+
+def _fits_with(request: Request, context: int) -> bool:
+    """Whether the cache of a changed request holds one request of `context` tokens."""
+    try:
+        geometry = build_geometry(request)
+        return plan_cache(geometry, request.kv_cache_memory_bytes, context).error is None
+    except (EngineRefusal, ValueError):
+        return False
+
+
+def _cache_changes(request: Request, geometry: Geometry, capacity: Capacity) -> List[Dict[str, Any]]:
+    """The smallest single changes with which the cache would hold a request, shortest first."""
+    changes: List[Dict[str, Any]] = []
+    fixed = replace(request, kv_cache_memory_bytes=capacity.budgets, kv_cache_auto=False)
+    if 0 < capacity.longest < capacity.context:
+        changes.append({"max_model_len": capacity.longest})
+    for dcp in _legal_dcps(request):
+        if _fits_with(replace(fixed, decode_context_parallel_size=dcp), capacity.context):
+            changes.append({"decode_context_parallel_size": dcp})
+            break
+    plain = replace(fixed, speculative_method=None, speculative_tokens=0, replicated_draft=False)
+    if request.speculative_method is not None and _fits_with(plain, capacity.context):
+        changes.append({"speculative_config": None})
+    changes.append({"kv_cache_memory_bytes": max(smallest_budgets(geometry, capacity.context, 1))})
+    return changes
+
+
+def _spoken(changes: Sequence[Mapping[str, Any]]) -> str:
+    words = []
+    for change in changes:
+        for name, value in change.items():
+            words.append("no %s" % name if value is None else "%s %s" % (name, value))
+    return " or ".join(words)
+
+
+def _short_cache_reason(request: Request, geometry: Geometry, capacity: Capacity, changes: Sequence[Mapping[str, Any]]) -> str:
+    def shortage(rank: int) -> int:
+        stage = stage_of(geometry, rank)
+        return (
+            geometry.needed_bytes(stage, capacity.context) + geometry.held_back_bytes(stage) - capacity.budgets[rank]
+        )
+
+    worst = max(range(len(capacity.budgets)), key=shortage)
+    stage = stage_of(geometry, worst)
+    needed = geometry.needed_bytes(stage, capacity.context) + geometry.held_back_bytes(stage)
+    rank = Rank(worst, _at(request.nodes, worst) or "", 0, 0, 0, 0, None, None, None)
+    longest = "the longest context that fits is %s tokens" % _tokens(capacity.longest)
+    if capacity.longest == 0:
+        longest = "not even one token fits"
+    return "The KV cache of %s is too small for one request of %s tokens: %s are needed, %s are there; %s. Smallest change: %s." % (
+        rank.name,
+        _tokens(capacity.context),
+        amount(needed),
+        amount(capacity.budgets[worst]),
+        longest,
+        _spoken(changes),
+    )
+
+
+def _node_changes(request: Request, geometry: Geometry, capacity: Capacity, ranks: Sequence[Rank]) -> List[Dict[str, Any]]:
+    """The smallest changes with which every rank would fit its node."""
+    rooms = [
+        max(0, rank.kv_bytes + min(0, rank.headroom_bytes or 0)) if rank.available_bytes is not None else rank.kv_bytes
+        for rank in ranks
+    ]
+    changes: List[Dict[str, Any]] = []
+    for sequences in range(request.max_num_seqs - 1, 0, -1):
+        if request.kv_cache_auto and all(
+            need <= room for need, room in zip(smallest_budgets(geometry, capacity.context, sequences), rooms)
+        ):
+            changes.append({"max_num_seqs": sequences})
+            break
+    sequences = request.max_num_seqs if request.kv_cache_auto else 1
+    context = longest_for_rooms(geometry, rooms, sequences, capacity.context)
+    if context > 0:
+        budget = max(smallest_budgets(geometry, context, sequences))
+        if context < capacity.context:
+            changes.append({"max_model_len": context, "kv_cache_memory_bytes": budget})
+        elif not request.kv_cache_auto:
+            changes.append({"kv_cache_memory_bytes": budget})
+    return changes
+
+
+def _node_reason(rank: Rank, changes: Sequence[Mapping[str, Any]]) -> str:
+    parts = "weights %s + KV %s + overhead %s + reserve %s" % (
+        amount(rank.weights_bytes),
+        amount(rank.kv_bytes),
+        amount(rank.overhead_bytes),
+        amount(rank.reserve_bytes),
+    )
+    change = ""
+    for candidate in changes:
+        change = " Smallest change: %s." % " with ".join("%s %s" % pair for pair in candidate.items())
+        break
+    if not change:
+        change = " No context is short enough: free %s on the node." % amount(-(rank.headroom_bytes or 0))
+    return "%s does not fit: %s are needed (%s), %s are available, %s too few.%s" % (
+        rank.name[0].upper() + rank.name[1:],
+        amount(rank.needed_bytes),
+        parts,
+        amount(rank.available_bytes or 0),
+        amount(-(rank.headroom_bytes or 0)),
+        change,
+    )
+
+
+def _gate(request: Request, geometry: Geometry, rank: Rank) -> Optional[Tuple[str, str]]:
+    """The engine's own start-up gate on one rank: its text and our sentence, or None when it passes."""
+    available, total = rank.available_bytes, rank.total_bytes
+    if available is None:
+        return None
+    explicit = bool(request.kv_cache_memory_bytes) or request.kv_cache_auto
+    if request.device == "cpu" and explicit:
+        if rank.kv_bytes <= available:
+            return None
+        text = texts.cpu_cache_gate(geometry.dialect, available, total or available, rank.kv_bytes)
+        change = "kv_cache_memory_bytes %d" % available
+        wanted = rank.kv_bytes
+    else:
+        if rank.gate_bytes is None or total is None or rank.gate_bytes <= available:
+            return None
+        share, wanted = _share(request, geometry), rank.gate_bytes
+        change = "gpu_memory_utilization %s" % (math.floor(available * 1000 / total) / 1000)
+        if request.device == "cpu":
+            text = texts.cpu_gate(geometry.dialect, available, total, share, wanted)
+        else:
+            device = "cuda:%d" % (0 if request.nodes else rank.rank % request.tensor_parallel_size)
+            text = texts.gpu_gate(geometry.dialect, device, available, total, share, wanted)
+    sentence = "The engine will not start on %s: it wants %s free at start-up and %s are available, %s too few. Smallest change: %s." % (
+        rank.name,
+        amount(wanted),
+        amount(available),
+        amount(wanted - available),
+        change,
+    )
+    return text, sentence
+
+
+def _group_dict(group: Group) -> Dict[str, Any]:
+    parts = []
+    for spec in group.kinds:
+        parts.append(
+            {
+                "spec": spec.kind,
+                "layers": sum(1 for entry in group.entries if entry.spec == spec),
+                "block_size": spec.block_size,
+                "page_bytes": spec.page,
+            }
+        )
+    return {
+        "layers": len(group.entries),
+        "spec": "+".join(dict.fromkeys(spec.kind for spec in group.kinds)),
+        "block_size": group.kinds[0].block_size,
+        "page_bytes": group.page,
+        "parts": parts,
+    }
+
+
+def _bytes_per_token(geometry: Geometry) -> float:
+    """Bytes that one more token costs on the rank with most layers, recurrent states left out."""
+    best = 0.0
+    for stage in geometry.stages:
+        specs = [entry.spec for entry in stage.entries if entry.spec.kind != STATE]
+        best = max(best, sum(spec.page / spec.block_size for spec in specs))
+    return int(best) if best == int(best) else best
+
+
+_EMPTY: Dict[str, Any] = {
+    "block_size": None,
+    "bytes_per_block": None,
+    "bytes_per_token": None,
+    "num_blocks": None,
+    "kv_cache_tokens": None,
+    "max_concurrency": None,
+    "required_bytes": None,
+    "minimum_kv_bytes": None,
+    "max_model_len": None,
+    "planned_model_len": None,
+    "kv_cache_memory_bytes": None,
+    "kv_cache_dtype": None,
+    "engine_log": None,
+    "auto_fit_log": None,
+    "groups": [],
+    "ranks": [],
+    "changes": [],
+}
+
+
+def _refused(text: str) -> Dict[str, Any]:
+    return {**_EMPTY, "fits": False, "engine_error": text, "reasons": ["The engine refuses these options: %s" % text]}
+
+
+def fit(options: Mapping[str, Any]) -> Dict[str, Any]:
+    """The answer to a fit.
+
+    options: as `parse_request` takes them. The result's keys are those of the module `kv_budget`; `fits` is False with
+    sentences in `reasons`, and with vLLM's own text in `engine_error` where vLLM itself would refuse.
+    Raises ValueError for what is no question: an unknown option or model, a wrong type, a missing figure.
+    """
+    request = parse_request(options)
+    try:
+        geometry = build_geometry(request)
+        budgets, context = _budgets(request, geometry)
+        capacity = plan_cache(geometry, budgets, context)
+    except EngineRefusal as refusal:
+        return _refused(str(refusal))
+    return _answer(request, geometry, capacity)
+
+
+def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> Dict[str, Any]:
+    ranks = _ranks(request, geometry, capacity.budgets)
+    reasons: List[str] = []
+    changes: List[Dict[str, Any]] = []
+    error: Optional[str] = None
+    for rank in ranks:
+        gate = _gate(request, geometry, rank)
+        if gate is not None:
+            error = error or gate[0]
+            reasons.append(gate[1])
+    if capacity.error is not None:
+        error = error or capacity.error
+        if capacity.longest < capacity.context:
+            changes = _cache_changes(request, geometry, capacity)
+            reasons.append(_short_cache_reason(request, geometry, capacity, changes))
+        else:
+            reasons.append("The engine refuses these options: %s" % capacity.error)
+    short = [rank for rank in ranks if rank.headroom_bytes is not None and rank.headroom_bytes < 0]
+    if short:
+        node_changes = _node_changes(request, geometry, capacity, ranks)
+        changes = changes or node_changes
+        reasons.extend(_node_reason(rank, node_changes) for rank in short)
+    same = len(set(capacity.budgets)) == 1
+    smallest = smallest_budgets(geometry, capacity.context, 1)
+    return {
+        "fits": not reasons,
+        "reasons": reasons,
+        "changes": changes,
+        "block_size": geometry.block_size,
+        "bytes_per_block": max(stage.block_bytes for stage in geometry.stages),
+        "bytes_per_token": _bytes_per_token(geometry),
+        "num_blocks": capacity.blocks,
+        "kv_cache_tokens": capacity.tokens,
+        "max_concurrency": capacity.concurrency,
+        "required_bytes": capacity.needed_bytes,
+        "minimum_kv_bytes": max(smallest),
+        "max_model_len": capacity.longest,
+        "planned_model_len": capacity.context,
+        "kv_cache_memory_bytes": capacity.budgets[0] if same else list(capacity.budgets),
+        "kv_cache_dtype": geometry.dtype,
+        "engine_log": capacity.log,
+        "auto_fit_log": capacity.fit_log,
+        "engine_error": error,
+        "groups": [_group_dict(group) for group in geometry.groups],
+        "ranks": [rank.as_dict() for rank in ranks],
+    }
+
+
+def plan_document(result: Mapping[str, Any]) -> str:
+    """A result as the text of plan.json: canonical, and without the readings of the moment."""
+    stable = dict(result)
+    stable["ranks"] = [
+        {key: value for key, value in rank.items() if key not in _MOMENTARY} for rank in result.get("ranks", [])
+    ]
+    return json.dumps(stable, indent=2, sort_keys=True) + "\n"
+
+
+def document_sha256(document: str) -> str:
+    """The digest by which a plan is recognised."""
+    return hashlib.sha256(document.encode("utf-8")).hexdigest()
+
+
+def fit_nodes(options: Mapping[str, Any], serving_sha256: Sequence[Optional[str]] = ()) -> Dict[str, Any]:
+    """A fit and the plan to write: `result`, `document` (the text of plan.json), `sha256`, `served` (by rank).
+
+    serving_sha256: by rank, the digest of the plan that is being served there, None where nothing is. A rank that
+    already serves this very plan holds the memory that the plan needs, so what is free beside it is not compared.
+    """
+    measured = options.get("memory_available_bytes")
+    searches = options.get("kv_cache_memory_bytes") == "auto" and options.get("max_model_len") == -1
+    timeless = {key: value for key, value in options.items() if key != "memory_available_bytes"}
+    stable = fit(options if searches else timeless)
+    document = plan_document(stable)
+    sha256 = document_sha256(document)
+    served = [digest == sha256 for digest in serving_sha256]
+    if any(served) and isinstance(measured, (list, tuple)):
+        measured = [None if here else reading for here, reading in zip(served, measured)]
+    result = stable if searches or measured is None else fit({**timeless, "memory_available_bytes": measured})
+    return {"result": result, "document": document, "sha256": sha256, "served": served}

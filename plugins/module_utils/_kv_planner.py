@@ -1,0 +1,591 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""vLLM's KV cache planner without vLLM: from config.json and options to blocks, tokens and refusals.
+
+`plan_cache` answers for the cache alone; `_kv_node.fit` adds the memory of the nodes. Sizes are bytes, lengths are
+tokens. Private to this collection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
+    PLAIN_BYTES,
+    Backend,
+    block_size_of,
+    choose_backend,
+    judged_backend,
+    rank_heads,
+    resolve_dtype,
+    token_bytes,
+    unsupported_dtype,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect, find_dialect
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import (
+    Entry,
+    Group,
+    block_bytes,
+    group_entries,
+    project,
+    split_drafts,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import (
+    Cache,
+    Layer,
+    Model,
+    StateShape,
+    merge_overrides,
+    read_model,
+    with_every_indexer,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
+    CHUNKED,
+    CROSS,
+    FULL,
+    INDEXER,
+    SLIDING,
+    STATE,
+    Demand,
+    EngineRefusal,
+    Spec,
+    ceil_div,
+    round_up,
+)
+
+# Above every layer number.
+_NO_END = 1 << 30
+_STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one pipeline stage holds; all tensor-parallel ranks of a stage are alike."""
+
+    groups: Tuple[Group, ...]
+    block_bytes: int
+    entries: Tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All that does not depend on budget, context or sequences: the blocks of every stage."""
+
+    request: Request
+    dialect: Dialect
+    model: Model
+    backend: Backend
+    dtype: str
+    entries: Tuple[Entry, ...]
+    groups: Tuple[Group, ...]
+    stages: Tuple[Stage, ...]
+    stage_bounds: Tuple[Tuple[int, int], ...]
+    block_size: int
+    state_mode: str
+    in_flight_tokens: int
+
+    def demand(self, context: int) -> Demand:
+        """What one request of `context` tokens asks for."""
+        return Demand(
+            context=context,
+            in_flight_tokens=self.in_flight_tokens,
+            dcp=self.request.decode_context_parallel_size,
+            encoder_tokens=max(self.model.encoder_tokens, 0),
+            state_mode=self.state_mode,
+        )
+
+    def needed_bytes(self, stage: Stage, context: int) -> int:
+        """Bytes that the engine counts for one request on one rank of a stage."""
+        demand = self.demand(context)
+        if self.dialect.check == "layers":
+            return sum(entry.spec.page * entry.spec.request_blocks(demand) for entry in stage.entries)
+        if self.request.replicated_draft:
+            return sum(group.page * group.request_blocks(demand) for group in stage.groups)
+        return stage.block_bytes * sum(group.request_blocks(demand) for group in stage.groups)
+
+    def request_blocks(self, context: int) -> int:
+        """Pool blocks of one request, as the engine divides when it reports concurrency."""
+        demand = self.demand(context)
+        if self.dialect.concurrency == "groups":
+            return sum(group.request_blocks(demand) for group in self.groups)
+        # Bytes of a request over the bytes of a block of the first group, layers cancelling out.
+        total = sum(group.page * group.request_blocks(demand) for group in self._report_groups())
+        return ceil_div(total, self._report_groups()[0].page)
+
+    def _report_groups(self) -> Tuple[Group, ...]:
+        if self.request.replicated_draft:
+            return self.groups
+        # Groups of one page size: the padding of a short group counts like its layers.
+        longest = max(len(group.entries) for group in self.groups)
+        return tuple(
+            replace(group, page=group.page if group.mixed else group.kinds[0].page * longest) for group in self.groups
+        )
+
+    def held_back_bytes(self, stage: Stage) -> int:
+        """The null block, where this version subtracts it before it checks."""
+        return stage.block_bytes if self.dialect.null_block else 0
+
+    def longest(self, stage: Stage, budget_bytes: int, limit: int) -> int:
+        """The engine's own binary search for the longest context in 1..limit that a budget holds; 0 for none."""
+        if self.needed_bytes(stage, 1) > budget_bytes:
+            return 0
+        low, high, found = 1, limit, 1
+        while low <= high:
+            middle = (low + high) // 2
+            if self.needed_bytes(stage, middle) <= budget_bytes:
+                found, low = middle, middle + 1
+            else:
+                high = middle - 1
+        return found
+
+
+def state_bytes(state: StateShape, request: Request, dialect: Dialect) -> int:
+    """Bytes of one recurrent state on one rank: convolution state plus recurrent state.
+
+    GDN: conv (2*K + V channels)/tp x (kernel - 1 + drafts), state heads/tp x V x K.
+    Mamba2: conv (inner + 2*groups*width)/tp x (kernel - 1 + drafts), state heads/tp x head x width; groups are
+    filled up to tp when tp does not divide them.
+    """
+    tp = request.tensor_parallel_size
+    width = state.conv_width
+    if state.kind == "mamba2":
+        groups = state.groups if state.groups % tp == 0 else tp
+        width += 2 * groups * state.group_width
+    for count, what in ((width, "channels of the convolution"), (state.heads, "heads of the recurrent state")):
+        if count % tp:
+            raise EngineRefusal("%d is not divisible by %d" % (count, tp))
+    conv = width // tp * (state.kernel - 1 + request.speculative_tokens) * PLAIN_BYTES
+    recurrent = state.heads // tp * state.rows * state.columns
+    return conv + recurrent * _STATE_BYTES[request.mamba_ssm_cache_dtype or state.dtype or "bfloat16"]
+
+
+def check_parallel(request: Request, model: Model, dialect: Dialect) -> None:
+    """What the engine refuses before it looks at memory: heads, TP and DCP that do not go together."""
+    tp, dcp = request.tensor_parallel_size, request.decode_context_parallel_size
+    if tp % dcp:
+        raise EngineRefusal(dialect.tp_dcp_text.format(tp=tp, dcp=dcp))
+    if model.query_heads % tp:
+        raise EngineRefusal(texts.heads_not_divisible(model.query_heads, tp))
+    if dcp == 1 or model.mla:
+        return
+    if tp <= model.kv_heads:
+        raise EngineRefusal(texts.dcp_needs_more_ranks(dialect, tp, model.kv_heads))
+    limit = tp // model.kv_heads
+    if dcp > limit:
+        raise EngineRefusal(texts.dcp_too_large(dialect, dcp, limit, tp, model.kv_heads))
+    queries = model.query_heads // model.kv_heads
+    if queries % dcp:
+        raise EngineRefusal(texts.dcp_uneven_heads(dialect, queries, dcp))
+
+
+def check_kernels(geometry: Geometry) -> Optional[str]:
+    """What the engine's layers refuse after it has printed its capacity, or None."""
+    request, backend = geometry.request, geometry.backend
+    if not judged_backend(request):
+        return None
+    attention = [spec for group in geometry.groups for spec in group.kinds if spec.kind not in (INDEXER, STATE)]
+    for spec in attention:
+        if not backend.runs(spec.block_size):
+            return texts.no_common_block(geometry.dialect, spec.block_size, backend.name, backend.spoken_sizes)
+    if request.decode_context_parallel_size == 1:
+        return None
+    dialect, drafts = geometry.dialect, request.speculative_method is not None
+    if drafts and request.dcp_kv_cache_interleave_size > 1 and not backend.has_interleaved_drafts(dialect):
+        return texts.drafts_not_interleaved(backend.implementation)
+    if not backend.has_dcp(dialect):
+        return texts.no_lse(dialect, backend.implementation)
+    return _check_sparse_dcp(geometry) if backend.name == "FLASHMLA_SPARSE" else None
+
+
+def _check_sparse_dcp(geometry: Geometry) -> Optional[str]:
+    """What FlashMLA's sparse kernel asks of DCP: packed rows, few heads on a rank, and the collective it was tried with."""
+    request = geometry.request
+    if not geometry.dtype.endswith("_ds_mla"):
+        return texts.sparse_dcp_cache()
+    comm = request.dcp_comm_backend
+    if comm is None:
+        comm = "a2a" if geometry.model.family == "glm_moe_dsa" and geometry.dialect.version >= (0, 30) else "ag_rs"
+    if geometry.dialect.version < (0, 33) and comm != "ag_rs":
+        return texts.sparse_dcp_comm(comm)
+    if geometry.model.query_heads // request.tensor_parallel_size >= 32:
+        return texts.sparse_dcp_heads()
+    return None
+
+
+def find_model(request: Request, dialect: Dialect) -> Model:
+    """The model with the engine's reading of its config."""
+    config = merge_overrides(request.config, request.hf_overrides)
+    model = read_model(config)
+    every = not dialect.shares_indexers
+    if dialect.name == "dark-devotion" and config.get("use_index_cache") is False:
+        every = True
+    return with_every_indexer(model) if every else model
+
+
+def _state_mode(request: Request, model: Model, dialect: Dialect) -> str:
+    if not model.hybrid:
+        return "none"
+    if dialect.state_blocks_by_length:
+        if request.enable_prefix_caching:
+            raise ValueError("enable_prefix_caching: engine %s with recurrent layers is known here only without it" % dialect.name)
+        return "length"
+    cached = request.enable_prefix_caching
+    if cached is None:
+        cached = dialect.caches_state_prefixes
+    if cached and dialect.version < (0, 28) and model.family == "nemotron_h":
+        raise ValueError("enable_prefix_caching: engine %s with Mamba2 layers is known here only without it" % dialect.name)
+    return "align" if cached else "none"
+
+
+def _in_flight(request: Request, dialect: Dialect) -> int:
+    """Tokens that are scheduled but not settled: one batch, or every batch that is in flight."""
+    tokens, stages = request.max_num_batched_tokens, request.pipeline_parallel_size
+    if dialect.in_flight == "batch":
+        return tokens
+    overlaps = request.device == "cuda" and request.speculative_method != "ngram"
+    if overlaps and (stages == 1 or dialect.overlaps_stages):
+        return tokens * (stages + 1)
+    return tokens * stages
+
+
+def _draft_layers(request: Request, model: Model) -> Tuple[Layer, ...]:
+    if request.speculative_method == "mtp":
+        if not model.drafts:
+            raise ValueError(
+                "speculative_config.method: mtp needs built-in draft layers, and the config of model_type %s has none"
+                % model.family
+            )
+        layers = model.draft_count
+        if request.speculative_tokens > layers and request.speculative_tokens % layers:
+            raise EngineRefusal(texts.uneven_drafts(request.speculative_tokens, layers))
+        return model.drafts
+    if request.speculative_method in ("eagle", "eagle3"):
+        if request.draft_config is None:
+            raise ValueError(
+                "draft_config: speculative_config.method %s needs the config.json of the draft model"
+                % request.speculative_method
+            )
+        return read_model(request.draft_config).layers
+    return ()
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Turns caches into specs for one request."""
+
+    request: Request
+    dialect: Dialect
+    model: Model
+    backend: Backend
+    dtype: str
+    block_size: int
+    state_mode: str
+    state_page: int
+
+    def spec(self, cache: Cache) -> Spec:
+        """The spec of a cache on one rank."""
+        if cache.kind == STATE:
+            return self._state(cache)
+        heads = rank_heads(cache, self.request.tensor_parallel_size)
+        size = token_bytes(cache, heads, self.dtype, self.dialect)
+        stride = 1
+        if cache.kind != INDEXER and self.backend.row_page:
+            stride = self.backend.row_page * size
+        spec = Spec(
+            kind=cache.kind,
+            block_size=self.block_size,
+            token_bytes=size,
+            identity=(heads, cache.key, cache.value),
+            window=cache.window,
+            sharded=cache.kind in (FULL, SLIDING, CHUNKED, CROSS) or self.model.mla,
+            stride=stride,
+        )
+        if cache.kind == SLIDING and self.dialect.window_kernels:
+            spec = spec.with_block_size(self.backend.window_block(self.block_size))
+        return spec
+
+    def _state(self, cache: Cache) -> Spec:
+        state = cache.state
+        if state is None:
+            raise ValueError("a recurrent layer without the shape of its state")
+        raw = state_bytes(state, self.request, self.dialect)
+        checkpoints = 1 if self.state_mode == "align" and state.kind in self.dialect.checkpoint_kinds else 0
+        length = self.block_size if self.state_mode == "align" else (self.request.max_model_len or self.model.context or 1)
+        return Spec(
+            kind=STATE,
+            block_size=length if length > 0 else (self.model.context or 1),
+            state_bytes=raw,
+            identity=(state,),
+            padded_page=None if self.state_page in (0, raw) else self.state_page,
+            draft_states=self.request.speculative_tokens,
+            checkpoint_states=checkpoints,
+            sharded=False,
+        )
+
+
+def _enlarged(request: Request, model: Model, dialect: Dialect, backend: Backend, dtype: str, size: int) -> Tuple[int, int]:
+    """Block size and state page of a hybrid: blocks grow until an attention page holds a recurrent state.
+
+    align = max(kernel's smallest block, block size), at least 128 with MLA; block = align * cdiv(state, align * token
+    bytes), up to a multiple of the kernel's block; the state page is padded to the attention page.
+    """
+    states = [cache.state for layer in model.layers for cache in layer if cache.state is not None]
+    attention = [cache for layer in model.layers for cache in layer if cache.kind != STATE]
+    if not states or not attention:
+        return size, 0
+    state = max(state_bytes(shape, request, dialect) for shape in states)
+    heads = rank_heads(attention[0], request.tensor_parallel_size)
+    one = token_bytes(attention[0], heads, dtype, dialect)
+    step = max(backend.smallest, size)
+    if model.mla:
+        step = max(step, 128)
+    wanted = round_up(step * ceil_div(state, step * one), backend.smallest)
+    block = max(size, wanted)
+    return block, block * one
+
+
+def _stage_bounds(layers: int, stages: int) -> List[Tuple[int, int]]:
+    """First and end layer of each pipeline stage; layers left over go to the stages before the last one."""
+    counts = [layers // stages] * stages
+    for extra in range(2, layers % stages + 2):
+        counts[-extra] += 1
+    bounds, first = [], 0
+    for count in counts:
+        bounds.append((first, first + count))
+        first += count
+    # Draft layers live on the last stage.
+    bounds[-1] = (bounds[-1][0], _NO_END)
+    return bounds
+
+
+def build_geometry(request: Request) -> Geometry:
+    """Specs, groups and blocks for a request; EngineRefusal where vLLM would die, ValueError for no question at all."""
+    dialect = find_dialect(request.engine)
+    if request.replicated_draft and dialect.name != "dark-devotion":
+        raise ValueError("speculative_config.replicated_draft: only the planner of dark-devotion knows it")
+    model = find_model(request, dialect)
+    check_parallel(request, model, dialect)
+    if request.pipeline_parallel_size > len(model.layers):
+        raise ValueError(
+            "pipeline_parallel_size: %d stages for %d layers" % (request.pipeline_parallel_size, len(model.layers))
+        )
+    dtype = resolve_dtype(request, model, dialect)
+    backend = choose_backend(request, model, dialect, dtype)
+    refusal = unsupported_dtype(dtype, model, backend)
+    if refusal is not None:
+        raise EngineRefusal(refusal)
+    mode = _state_mode(request, model, dialect)
+    size = block_size_of(request, model, backend)
+    size, state_page = _enlarged(request, model, dialect, backend, dtype, size) if model.hybrid else (size, 0)
+    interleave = request.dcp_kv_cache_interleave_size
+    if request.decode_context_parallel_size > 1 and (interleave > size or size % interleave):
+        raise EngineRefusal(texts.interleave_uneven(size, interleave))
+    bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
+    builder = _Builder(request, dialect, model, backend, dtype, size, mode, state_page)
+    entries = _entries(builder, model.layers, _draft_layers(request, model))
+    if not entries:
+        raise ValueError("config: none of the layers of model_type %s keeps a cache" % model.family)
+    if request.replicated_draft:
+        groups = split_drafts(entries)
+    else:
+        groups = group_entries(entries, dialect, _promotes_windows(request, model, dialect))
+    return Geometry(
+        request=request,
+        dialect=dialect,
+        model=model,
+        backend=backend,
+        dtype=dtype,
+        entries=tuple(entries),
+        groups=tuple(groups),
+        stages=_stages(groups, bounds, request, dialect),
+        stage_bounds=tuple(bounds),
+        block_size=_smallest_block(groups),
+        state_mode=mode,
+        in_flight_tokens=_in_flight(request, dialect),
+    )
+
+
+def _smallest_block(groups: Sequence[Group]) -> int:
+    specs = [spec for group in groups for spec in group.kinds]
+    return min(spec.block_size for spec in [spec for spec in specs if spec.kind != STATE] or specs)
+
+
+def _promotes_windows(request: Request, model: Model, dialect: Dialect) -> bool:
+    """Whether the hybrid manager is off: as asked, else for chunked attention in 0.13 or with EAGLE-like drafts."""
+    if request.disable_hybrid_kv_cache_manager is not None:
+        return request.disable_hybrid_kv_cache_manager
+    chunked = any(cache.kind == CHUNKED for layer in model.layers for cache in layer)
+    drafts = request.speculative_method in ("mtp", "eagle", "eagle3")
+    return chunked and (drafts or dialect.version < (0, 20))
+
+
+def _entries(builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer]) -> List[Entry]:
+    specs: Dict[Cache, Spec] = {}
+    entries = []
+    for number, layer in enumerate([*layers, *drafts]):
+        for cache in layer:
+            if cache not in specs:
+                specs[cache] = builder.spec(cache)
+            entries.append(Entry(number, specs[cache], number >= len(layers)))
+    return entries
+
+
+def _stages(
+    groups: Sequence[Group], bounds: Sequence[Tuple[int, int]], request: Request, dialect: Dialect
+) -> Tuple[Stage, ...]:
+    stages = []
+    for first, end in bounds:
+        own = project(groups, first, end, dialect) if len(bounds) > 1 else groups
+        entries = tuple(entry for group in own for entry in group.entries if first <= entry.layer < end)
+        stages.append(Stage(tuple(own), block_bytes(own, request.kv_cache_layout), entries))
+    return tuple(stages)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the engine makes of a budget.
+
+    budgets: KV bytes by rank; context: tokens of a request that was planned for (after auto-fit);
+    blocks: of the smallest rank; needed_bytes: for one request, on the rank that needs most;
+    longest: the longest context that fits; log: the capacity as the engine logs it, None where it dies before;
+    fit_log: what it logs when it looks for the context itself; error: the engine's refusal, or None.
+    """
+
+    budgets: Tuple[int, ...]
+    context: int
+    blocks: int
+    tokens: int
+    concurrency: float
+    needed_bytes: int
+    longest: int
+    log: Optional[str]
+    fit_log: Optional[str]
+    error: Optional[str]
+
+
+def stage_of(geometry: Geometry, rank: int) -> Stage:
+    """The stage of a rank; ranks of one stage follow each other."""
+    return geometry.stages[rank // geometry.request.tensor_parallel_size]
+
+
+def derived_context(geometry: Geometry) -> int:
+    """The longest context that the model's config allows."""
+    context = geometry.model.context
+    if context is None:
+        raise ValueError(
+            "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for model_type %s"
+            % geometry.model.family
+        )
+    return context
+
+
+def check_context(geometry: Geometry, context: int) -> Optional[str]:
+    """The engine's refusal of a context above what the config allows, or None."""
+    model = geometry.model
+    if model.context is None or context <= model.context:
+        return None
+    if model.model_max_length is not None and context <= model.model_max_length:
+        return None
+    derived = str(model.context) if model.family.startswith("gemma3") else str(float(model.context))
+    return texts.context_too_long(context, model.context_key, derived, model.model_max_length)
+
+
+def _distinct_ranks(geometry: Geometry, budgets: Sequence[int]) -> List[Tuple[Stage, int]]:
+    """Stage and budget of each rank, in rank order, without repeating what is the same."""
+    pairs = [(rank // geometry.request.tensor_parallel_size, budget) for rank, budget in enumerate(budgets)]
+    return [(geometry.stages[stage], budget) for stage, budget in dict.fromkeys(pairs)]
+
+
+def _auto_context(
+    geometry: Geometry, usable: Sequence[Tuple[Stage, int]]
+) -> Tuple[int, Optional[str], Optional[str]]:
+    original = derived_context(geometry)
+    fitted, limiting = original, usable[0][1]
+    for stage, budget in usable:
+        longest = geometry.longest(stage, budget, original)
+        if longest < fitted:
+            fitted, limiting = longest, budget
+    if fitted <= 0:
+        return original, texts.no_auto_fit(), None
+    return fitted, None, texts.auto_fit_log(geometry.dialect, geometry.request.device, original, fitted, limiting)
+
+
+def plan_cache(geometry: Geometry, budgets: Sequence[int], context: Optional[int]) -> Capacity:
+    """The engine's answer to a budget.
+
+    budgets: KV bytes by rank; context: tokens of one request, -1 for the longest that fits, None for the model's own.
+    """
+    override = geometry.request.num_gpu_blocks_override
+    if override is not None:
+        budgets = [override * stage_of(geometry, rank).block_bytes for rank in range(len(budgets))]
+    pairs = _distinct_ranks(geometry, budgets)
+    usable = [(stage, budget - geometry.held_back_bytes(stage)) for stage, budget in pairs]
+    error: Optional[str] = None
+    fit_log: Optional[str] = None
+    if context == -1:
+        if not geometry.dialect.auto_fit:
+            raise ValueError("max_model_len: -1 is not known to engine %s; give a number of tokens" % geometry.dialect.name)
+        context, error, fit_log = _auto_context(geometry, usable)
+    elif context is None:
+        context = derived_context(geometry)
+    else:
+        error = check_context(geometry, context)
+    error = error or _check_memory(geometry, usable, context)
+    blocks = max(0, min(budget // stage.block_bytes for stage, budget in pairs))
+    concurrency = blocks / geometry.request_blocks(context)
+    tokens = _tokens(geometry, blocks, context, concurrency)
+    log = texts.capacity_log(
+        geometry.dialect,
+        geometry.request.device,
+        tokens,
+        context,
+        concurrency,
+        geometry.request.decode_context_parallel_size,
+    )
+    limit = max(context, geometry.model.context or context)
+    return Capacity(
+        budgets=tuple(budgets),
+        context=context,
+        blocks=blocks,
+        tokens=tokens,
+        concurrency=concurrency,
+        needed_bytes=max(geometry.needed_bytes(stage, context) for stage in geometry.stages),
+        longest=min(geometry.longest(stage, budget, limit) for stage, budget in usable),
+        log=None if error else log,
+        fit_log=fit_log,
+        error=error or check_kernels(geometry),
+    )
+
+
+def _check_memory(geometry: Geometry, usable: Sequence[Tuple[Stage, int]], context: int) -> Optional[str]:
+    for stage, budget in usable:
+        if budget <= 0:
+            return texts.no_memory(geometry.dialect)
+        needed = geometry.needed_bytes(stage, context)
+        if needed > budget:
+            estimate = geometry.longest(stage, budget, context)
+            return texts.too_long(geometry.dialect, context, needed, budget, estimate)
+    return None
+
+
+def _tokens(geometry: Geometry, blocks: int, context: int, concurrency: float) -> int:
+    if geometry.dialect.tokens == "requests":
+        return int(concurrency * context)
+    dcp = geometry.request.decode_context_parallel_size
+    return blocks // len(geometry.groups) * geometry.block_size * dcp
+
+
+def smallest_budgets(geometry: Geometry, context: int, sequences: int) -> Tuple[int, ...]:
+    """The smallest KV bytes by rank that hold `sequences` requests of `context` tokens."""
+    blocks = geometry.request_blocks(context) * sequences + (1 if geometry.dialect.null_block else 0)
+    tp = geometry.request.tensor_parallel_size
+    return tuple(
+        max(blocks * stage.block_bytes, geometry.needed_bytes(stage, context) + geometry.held_back_bytes(stage))
+        for stage in geometry.stages
+        for _rank in range(tp)
+    )

@@ -1,0 +1,181 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A fit and a search for people: a text table, and one HTML page that needs nothing beside it.
+
+The page holds its own SVG and style, no script and no address. Private to this collection.
+"""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+GIB = 2**30
+_COLOURS = ("#3b6ea5", "#c8553d", "#588157", "#7a4e9b", "#b8860b", "#2a9d8f", "#6c757d", "#d1495b")
+_PARTS = (
+    ("weights_bytes", "weights", "#3b6ea5"),
+    ("kv_bytes", "KV cache", "#588157"),
+    ("overhead_bytes", "overhead", "#b8860b"),
+    ("reserve_bytes", "reserve", "#adb5bd"),
+)
+_HEADS = ("", "cache", "DCP", "drafts", "sequences", "context", "KV GiB a rank", "spare GiB")
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #1f2933; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.no { color: #a4161a; } .yes { color: #2d6a4f; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dee2e6; }
+th:nth-child(2), td:nth-child(2) { text-align: left; }
+tr.best td { font-weight: 600; background: #eef6f0; }
+svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #1f2933; }
+code { background: #f1f3f5; padding: .1rem .3rem; }
+"""
+
+
+def _gib(size_bytes: Optional[int]) -> str:
+    return "-" if size_bytes is None else "%.2f" % (size_bytes / GIB)
+
+
+def _row_cells(row: Mapping[str, Any]) -> Tuple[str, ...]:
+    return (
+        "*" if row["pareto"] else "",
+        str(row["kv_cache_dtype"]),
+        str(row["decode_context_parallel_size"]),
+        str(row["num_speculative_tokens"]),
+        str(row["max_num_seqs"]),
+        format(row["max_model_len"], ","),
+        _gib(row["kv_cache_memory_bytes"]),
+        _gib(row["spare_bytes"]),
+    )
+
+
+def text_table(rows: Sequence[Mapping[str, Any]], limit: int) -> List[str]:
+    """The first rows of a search as lines of text; a star marks the Pareto-best."""
+    cells = [_HEADS, *(_row_cells(row) for row in rows[:limit])]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADS))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+    if len(rows) > limit:
+        lines.append("... and %d more" % (len(rows) - limit))
+    return lines or ["nothing fits"]
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return '<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>' % (x, y, anchor, escape(words))
+
+
+def _waterfall(ranks: Sequence[Mapping[str, Any]]) -> str:
+    """One bar a rank: what it takes, piece by piece, and a mark where its memory ends."""
+    widest = max([max(rank["needed_bytes"], rank["available_bytes"] or 0) for rank in ranks] or [1]) or 1
+    left, width, step = 150.0, 690.0, 34
+    pieces = []
+    for number, rank in enumerate(ranks):
+        top = 30 + number * step
+        name = "rank %d%s" % (rank["rank"], " %s" % rank["node"] if rank["node"] else "")
+        pieces.append(_text(left - 10, top + 15, name, "end"))
+        start = left
+        for key, label, colour in _PARTS:
+            size = rank[key]
+            wide = width * size / widest
+            pieces.append(
+                '<rect x="%.1f" y="%d" width="%.1f" height="20" fill="%s"><title>%s %s GiB</title></rect>'
+                % (start, top, wide, colour, label, _gib(size))
+            )
+            start += wide
+        if rank["available_bytes"] is not None:
+            end = left + width * rank["available_bytes"] / widest
+            pieces.append(
+                '<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="#a4161a" stroke-width="2"/>' % (end, end, top - 4, top + 24)
+            )
+            pieces.append(_text(left + width + 12, top + 15, "%s GiB spare" % _gib(rank["headroom_bytes"])))
+    legend = left
+    for _key, label, colour in _PARTS:
+        pieces.append('<rect x="%.1f" y="4" width="12" height="12" fill="%s"/>' % (legend, colour))
+        pieces.append(_text(legend + 17, 15, label))
+        legend += 110
+    height = 40 + len(ranks) * step
+    return '<svg viewBox="0 0 980 %d" role="img" aria-label="memory by rank">%s</svg>' % (height, "".join(pieces))
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> Dict[int, List[Tuple[int, int]]]:
+    """By DCP, the longest context for each number of sequences, of the cache and drafts of the best row."""
+    if not rows:
+        return {}
+    best = next((row for row in rows if row["pareto"]), rows[0])
+    curves: Dict[int, List[Tuple[int, int]]] = {}
+    for row in rows:
+        same = all(row[key] == best[key] for key in ("kv_cache_dtype", "num_speculative_tokens"))
+        if same and row["longest"]:
+            curves.setdefault(row["decode_context_parallel_size"], []).append((row["max_model_len"], row["max_num_seqs"]))
+    return {dcp: sorted(points) for dcp, points in sorted(curves.items())}
+
+
+def _chart(curves: Mapping[int, Sequence[Tuple[int, int]]]) -> str:
+    """Context against sequences, both logarithmic, one line for each DCP."""
+    points = [point for line in curves.values() for point in line]
+    low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
+    high_y = max(p[1] for p in points)
+    span_x = math.log(max(high_x, low_x + 1) / low_x) or 1.0
+    span_y = math.log(high_y) or 1.0
+
+    def place(context: int, sequences: int) -> Tuple[float, float]:
+        return 70 + 780 * math.log(context / low_x) / span_x, 330 - 290 * math.log(sequences) / span_y
+
+    pieces = ['<path d="M70 30V330H850" fill="none" stroke="#868e96"/>', _text(460, 372, "context in tokens", "middle")]
+    pieces.append(_text(70, 20, "sequences side by side", "start"))
+    for context in sorted({point[0] for line in curves.values() for point in (line[0], line[-1])}):
+        x, _y = place(context, 1)
+        pieces.append(_text(x, 350, format(context, ","), "middle"))
+    for sequences in sorted({point[1] for point in points}):
+        _x, y = place(low_x, sequences)
+        pieces.append(_text(60, y + 4, str(sequences), "end"))
+    for number, (dcp, line) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        path = " ".join("%.1f,%.1f" % place(*point) for point in line)
+        pieces.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="2"/>' % (path, colour))
+        for point in line:
+            x, y = place(*point)
+            pieces.append(
+                '<circle cx="%.1f" cy="%.1f" r="3.5" fill="%s"><title>DCP %d: %s sequences of %s tokens</title></circle>'
+                % (x, y, colour, dcp, point[1], format(point[0], ","))
+            )
+        pieces.append('<rect x="870" y="%d" width="12" height="12" fill="%s"/>' % (40 + number * 22, colour))
+        pieces.append(_text(888, 51 + number * 22, "DCP %d" % dcp))
+    return '<svg viewBox="0 0 980 385" role="img" aria-label="context against sequences">%s</svg>' % "".join(pieces)
+
+
+def _html_table(rows: Sequence[Mapping[str, Any]], limit: int) -> str:
+    head = "".join("<th>%s</th>" % escape(name) for name in _HEADS)
+    body = []
+    for row in rows[:limit]:
+        cells = "".join("<td>%s</td>" % escape(cell) for cell in _row_cells(row))
+        body.append('<tr class="%s">%s</tr>' % ("best" if row["pareto"] else "", cells))
+    return "<table><thead><tr>%s</tr></thead><tbody>%s</tbody></table>" % (head, "".join(body))
+
+
+def _verdict(fit: Mapping[str, Any]) -> str:
+    if fit["fits"]:
+        return '<p class="yes">It fits.</p><p><code>%s</code></p>' % escape(str(fit["engine_log"]))
+    return "".join('<p class="no">%s</p>' % escape(reason) for reason in fit["reasons"])
+
+
+def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limit: int = 200) -> str:
+    """The whole page: the verdict, memory by rank, context against sequences, and the table of a search."""
+    rows = found["rows"]
+    best = [row for row in rows if row["pareto"]]
+    curves = _curves(rows)
+    parts = ["<h1>%s</h1>" % escape(title), _verdict(fit)]
+    if fit["ranks"]:
+        parts += ["<h2>Memory by rank</h2>", _waterfall(fit["ranks"])]
+    if curves:
+        parts += ["<h2>Context against sequences</h2>", _chart(curves)]
+    parts.append("<h2>Best combinations</h2>")
+    parts.append("<p>%d of %d combinations fit; no other has both more context and more sequences than these.</p>" % (len(rows), found["considered"]))
+    parts.append(_html_table(best, limit))
+    parts += ["<h2>All combinations, by %s</h2>" % escape(found["aim"]), _html_table(rows, limit)]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>%s</title><style>%s</style></head><body>%s</body></html>\n'
+        % (escape(title), _STYLE, "".join(parts))
+    )

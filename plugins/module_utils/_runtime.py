@@ -1,0 +1,432 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a runtime is: its description, its digest, its lock, the wheels that fit, its manifest, its environment.
+
+Pure data in, data out. Building is in ``_runtime_build``, a node's trees are in ``_runtime_nodes``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import (
+    Patch,
+    parse_wheel_name,
+)
+
+__all__ = [
+    "Description",
+    "LockEntry",
+    "Manifest",
+    "ManifestEntry",
+    "SlimRule",
+    "Source",
+    "Target",
+    "compatible",
+    "description_from",
+    "digest_of",
+    "environment_text",
+    "manifest_from_json",
+    "manifest_to_json",
+    "minor_version",
+    "normalized",
+    "odd_ones_out",
+    "parse_lock",
+    "platform_tags",
+    "tree_sha256",
+]
+
+# Part of every digest: raise it when the way of building changes what comes out.
+BUILD_FORMAT = 1
+MANIFEST_FORMAT = 1
+MACHINES = ("aarch64", "x86_64")
+SLIM_ACTIONS = ("drop", "strip")
+_DIGEST_LENGTH = 16
+_OLDEST_GLIBC_MINOR = {"x86_64": 5, "aarch64": 17}
+# What PEP 600 calls the older names of three glibc versions.
+_LEGACY_TAGS = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+
+_MINOR = re.compile(r"^3\.(?P<minor>\d+)$")
+_GLIBC = re.compile(r"^2\.(?P<minor>\d+)$")
+_PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+_REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)(?P<rest>.*)$")
+_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})(?=\s|$)")
+_VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the vLLM wheel comes from: an index (``wheel``) or a folder with all wheels (``path``)."""
+
+    kind: str
+    name: str
+    version: str
+    directory: str | None
+
+
+@dataclass(frozen=True)
+class SlimRule:
+    """Files that a node does not need (``drop``), or needs without their symbols (``strip``), and why."""
+
+    action: str
+    paths: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """One runtime, as a profile describes it."""
+
+    python: str | None
+    machine: str | None
+    glibc: str
+    source: Source
+    local_version: str
+    series: str
+    patch_files: tuple[str, ...]
+    lock: str
+    fallback_index_urls: tuple[str, ...]
+    slim: tuple[SlimRule, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machines that a tree is for."""
+
+    python: str
+    machine: str
+    glibc: str
+
+
+@dataclass(frozen=True)
+class LockEntry:
+    """One pinned distribution and the hashes that its wheels may have."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One path of a tree: a file with its hash, or a symlink with its target (mode 0 and size 0)."""
+
+    path: str
+    mode: int
+    size: int
+    sha256: str | None
+    link: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every path of a tree, and what the tree is for."""
+
+    digest: str
+    target: Target
+    tree_sha256: str
+    tree_bytes: int
+    versions: dict[str, str]
+    entries: tuple[ManifestEntry, ...]
+
+
+def _mapping(value: object, what: str, known: Iterable[str]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} is {value!r}, expected a dictionary")
+    allowed = sorted(known)
+    for key in value:
+        if key not in allowed:
+            raise ValueError(f"{what} has the unknown key {key!r}; known are {', '.join(allowed)}")
+    return {str(key): item for key, item in value.items()}
+
+
+def _text(data: Mapping[str, Any], key: str, what: str, default: str | None = None) -> str:
+    value = data.get(key, default)
+    if not isinstance(value, str) or (not value and default is None):
+        raise ValueError(f"{what}.{key} is {value!r}, expected a text")
+    return value
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise ValueError(f"{what} is {value!r}, expected a list of texts")
+    for item in value:
+        if not isinstance(item, str) or not item:
+            raise ValueError(f"{what} contains {item!r}, expected a text")
+    return tuple(str(item) for item in value)
+
+
+def _plain(name: str, what: str) -> str:
+    if not _PLAIN_NAME.match(name):
+        raise ValueError(f"{what} is {name!r}, expected a plain name without folders")
+    return name
+
+
+def minor_version(text: str) -> str:
+    """``3.11`` of ``3.11`` or ``3.11.2``; ValueError for anything else."""
+    match = re.match(r"^(3\.\d+)(?:\.\d+)?$", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a version of Python 3 (3.MINOR)")
+    return match[1]
+
+
+def _source(value: object) -> Source:
+    data = _mapping(value, "runtime.source", ("kind", "name", "version", "directory"))
+    kind = _text(data, "kind", "runtime.source")
+    if kind == "git":
+        raise ValueError(
+            "runtime.source.kind is 'git': building vLLM from its source is not there yet; use 'wheel' (an index) or"
+            " 'path' (a folder of wheels)"
+        )
+    if kind not in ("wheel", "path"):
+        raise ValueError(f"runtime.source.kind is {kind!r}, expected 'wheel' or 'path'")
+    directory = data.get("directory")
+    if kind == "path":
+        directory = _text(data, "directory", "runtime.source")
+    elif directory is not None:
+        raise ValueError("runtime.source.directory is for the kind 'path', not for 'wheel'")
+    return Source(kind, _text(data, "name", "runtime.source"), _text(data, "version", "runtime.source"), directory)
+
+
+def _slim(value: object) -> tuple[SlimRule, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise ValueError(f"runtime.slim is {value!r}, expected a list of rules")
+    rules = []
+    for number, item in enumerate(value):
+        what = f"runtime.slim[{number}]"
+        data = _mapping(item, what, ("action", "paths", "why"))
+        action = _text(data, "action", what)
+        if action not in SLIM_ACTIONS:
+            raise ValueError(f"{what}.action is {action!r}, expected one of {', '.join(SLIM_ACTIONS)}")
+        paths = _texts(data.get("paths"), f"{what}.paths")
+        if not paths:
+            raise ValueError(f"{what}.paths is empty")
+        rules.append(SlimRule(action, paths, _text(data, "why", what)))
+    return tuple(rules)
+
+
+def description_from(value: object) -> Description:
+    """Read a runtime's description; ValueError names the key, the value and what is expected."""
+    data = _mapping(
+        value,
+        "runtime",
+        (
+            "python",
+            "machine",
+            "glibc",
+            "source",
+            "local_version",
+            "patches",
+            "lock",
+            "fallback_index_urls",
+            "slim",
+        ),
+    )
+    python = data.get("python")
+    if python is not None and (not isinstance(python, str) or not _MINOR.match(python)):
+        raise ValueError(f"runtime.python is {python!r}, expected null or a text such as '3.11'")
+    machine = data.get("machine")
+    if machine is not None and machine not in MACHINES:
+        raise ValueError(f"runtime.machine is {machine!r}, expected null or one of {', '.join(MACHINES)}")
+    glibc = _text(data, "glibc", "runtime")
+    if not _GLIBC.match(glibc):
+        raise ValueError(f"runtime.glibc is {glibc!r}, expected a text such as '2.34'")
+    patches = _mapping(data.get("patches", {"series": "", "files": []}), "runtime.patches", ("series", "files"))
+    files = _texts(patches.get("files", []), "runtime.patches.files")
+    series = _text(patches, "series", "runtime.patches", default="")
+    if files:
+        _plain(series, "runtime.patches.series")
+    urls = _texts(data.get("fallback_index_urls", []), "runtime.fallback_index_urls")
+    for url in urls:
+        if not re.match(r"^(https|file)://", url):
+            raise ValueError(f"runtime.fallback_index_urls contains {url!r}, expected https:// or file://")
+    return Description(
+        python=python,
+        machine=machine,
+        glibc=glibc,
+        source=_source(data.get("source")),
+        local_version=_text(data, "local_version", "runtime", default=""),
+        series=series,
+        patch_files=tuple(_plain(name, "runtime.patches.files") for name in files),
+        lock=_plain(_text(data, "lock", "runtime"), "runtime.lock"),
+        fallback_index_urls=urls,
+        slim=_slim(data.get("slim", [])),
+    )
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def digest_of(description: Description, target: Target, lock: str, patches: Sequence[Patch]) -> str:
+    """The sixteen digits that name a runtime. What is only a way to get there (URLs, folders, reasons) has no part."""
+    if tuple(patch.name for patch in patches) != description.patch_files:
+        raise ValueError(
+            f"the patches given are {[patch.name for patch in patches]}, the description names"
+            f" {list(description.patch_files)}"
+        )
+    content = {
+        "format": BUILD_FORMAT,
+        "target": asdict(target),
+        "source": {"name": normalized(description.source.name), "version": description.source.version},
+        "local_version": description.local_version,
+        "patches": [[patch.name, hashlib.sha256(patch.text).hexdigest()] for patch in patches],
+        "lock": [[entry.name, entry.version, sorted(entry.hashes)] for entry in parse_lock(lock)],
+        "slim": [[rule.action, list(rule.paths)] for rule in description.slim],
+    }
+    return hashlib.sha256(_canonical(content)).hexdigest()[:_DIGEST_LENGTH]
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def parse_lock(text: str) -> tuple[LockEntry, ...]:
+    """Read what ``uv pip compile`` writes: pinned requirements, their hashes, nothing else."""
+    entries: dict[str, LockEntry] = {}
+    joined = re.sub(r"\\\n", " ", text)
+    for number, line in enumerate(joined.splitlines(), start=1):
+        line = line.split(" #", 1)[0].strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _REQUIREMENT.match(line)
+        if match is None:
+            raise ValueError(f"the lock's entry {number} is {line[:80]!r}, expected NAME==VERSION and hashes")
+        rest = _HASH.sub("", match["rest"]).strip()
+        if rest:
+            raise ValueError(f"the lock's entry {match['name']} has {rest[:80]!r}, expected only --hash=sha256:...")
+        name = normalized(match["name"])
+        if name in entries:
+            raise ValueError(f"the lock has {name} twice")
+        entries[name] = LockEntry(name, match["version"], tuple(_HASH.findall(match["rest"])))
+    if not entries:
+        raise ValueError("the lock is empty")
+    return tuple(entries[name] for name in sorted(entries))
+
+
+def platform_tags(target: Target) -> tuple[str, ...]:
+    """The wheel platforms that run on ``target``, best first."""
+    match = _GLIBC.match(target.glibc)
+    if match is None or target.machine not in _OLDEST_GLIBC_MINOR:
+        raise ValueError(f"glibc {target.glibc!r} on {target.machine!r} has no wheel platforms")
+    tags = []
+    for minor in range(int(match["minor"]), _OLDEST_GLIBC_MINOR[target.machine] - 1, -1):
+        tags.append(f"manylinux_2_{minor}_{target.machine}")
+        if minor in _LEGACY_TAGS:
+            tags.append(f"{_LEGACY_TAGS[minor]}_{target.machine}")
+    return (*tags, f"linux_{target.machine}")
+
+
+def compatible(file_name: str, target: Target) -> bool:
+    """Whether a wheel of this name can be installed on ``target``."""
+    wheel = parse_wheel_name(file_name)
+    minor = int(target.python.split(".")[1])
+    platforms = {"any", *platform_tags(target)}
+    if not platforms & set(wheel.platform.split(".")):
+        return False
+    abis = set(wheel.abi.split("."))
+    for tag in wheel.python.split("."):
+        match = re.match(r"^(cp|py)3(\d*)$", tag)
+        if match is None:
+            continue
+        built_for = int(match[2] or "0")
+        if match[1] == "py":
+            fits = built_for <= minor and "none" in abis
+        elif built_for == minor:
+            fits = bool(abis & {f"cp3{minor}", "abi3", "none"})
+        else:
+            fits = built_for < minor and "abi3" in abis
+        if fits:
+            return True
+    return False
+
+
+def tree_sha256(entries: Iterable[ManifestEntry]) -> str:
+    """One hash over paths, modes, sizes and contents, whatever their order."""
+    rows = sorted([entry.path, entry.mode, entry.size, entry.sha256 or "", entry.link or ""] for entry in entries)
+    return hashlib.sha256(_canonical(rows)).hexdigest()
+
+
+def manifest_to_json(manifest: Manifest) -> bytes:
+    """The manifest as it lies in the tree and in the archive."""
+    rows = [[item.path, item.mode, item.size, item.sha256, item.link] for item in manifest.entries]
+    head = {
+        "format": MANIFEST_FORMAT,
+        "digest": manifest.digest,
+        "target": asdict(manifest.target),
+        "tree_sha256": manifest.tree_sha256,
+        "tree_bytes": manifest.tree_bytes,
+        "versions": manifest.versions,
+    }
+    return _canonical({**head, "entries": rows}) + b"\n"
+
+
+def manifest_from_json(data: bytes) -> Manifest:
+    """Read a manifest and check it against its own ``tree_sha256``; ValueError says what is wrong."""
+    try:
+        raw = json.loads(data)
+        if raw["format"] != MANIFEST_FORMAT:
+            raise ValueError(f"the manifest has format {raw['format']!r}, expected {MANIFEST_FORMAT}")
+        entries = tuple(
+            ManifestEntry(str(path), int(mode), int(size), sha256, link)
+            for path, mode, size, sha256, link in raw["entries"]
+        )
+        manifest = Manifest(
+            digest=str(raw["digest"]),
+            target=Target(**raw["target"]),
+            tree_sha256=str(raw["tree_sha256"]),
+            tree_bytes=int(raw["tree_bytes"]),
+            versions={str(key): str(value) for key, value in raw["versions"].items()},
+            entries=entries,
+        )
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as exc:
+        raise ValueError(f"the manifest cannot be read: {exc!r}") from exc
+    for entry in entries:
+        parts = entry.path.split("/")
+        if not entry.path or ".." in parts or "" in parts or "." in parts:
+            raise ValueError(f"the manifest names {entry.path!r}, which is not a path inside the tree")
+    seen = tree_sha256(entries)
+    if seen != manifest.tree_sha256:
+        raise ValueError(f"the manifest is damaged: its entries hash to {seen}, it says {manifest.tree_sha256}")
+    return manifest
+
+
+def environment_text(variables: Mapping[str, Any]) -> str:
+    """The content of an EnvironmentFile= with these variables; ValueError names the one that cannot be in it."""
+    lines = ["# Managed by sparkrig.serving. Changes are overwritten."]
+    for name in sorted(variables):
+        value = variables[name]
+        if not _VARIABLE.match(name):
+            raise ValueError(f"the environment has {name!r}, which is not a name for a variable")
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ValueError(f"the environment has {name}: {value!r}, expected a text (write '1' for a switch)")
+        text = str(value)
+        if name == "NCCL_IB_DISABLE" and text.strip() not in ("", "0"):
+            raise ValueError(
+                f"the environment has NCCL_IB_DISABLE: {text!r}, which turns RDMA off: the ranks would talk over TCP at"
+                " a fraction of the speed; remove it"
+            )
+        if re.search(r"[\x00-\x1f\x7f]", text):
+            raise ValueError(f"the environment has {name}: {text!r}; a value is one line of printable text")
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+        plain = re.match(r"^[A-Za-z0-9_@%+=:,./-]*$", text)
+        lines.append(f"{name}={text}" if plain else f'{name}="{escaped}"')
+    return "\n".join(lines) + "\n"
+
+
+def odd_ones_out(values: Mapping[str, str]) -> dict[str, str]:
+    """The hosts whose value is not the one that most have; empty when all agree."""
+    counts: dict[str, int] = {}
+    for value in values.values():
+        counts[value] = counts.get(value, 0) + 1
+    if len(counts) < 2:
+        return {}
+    usual = max(sorted(counts), key=lambda value: counts[value])
+    return {host: value for host, value in values.items() if value != usual}

@@ -1,0 +1,656 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Build a runtime: wheels from an index or a folder, the patched vLLM, one tree, its manifest, one archive.
+
+The wheels are laid out by this file and not by pip: the target may be another machine than the build host, what a
+node does not need is never written, and the same wheels give the same tree.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import csv
+import fcntl
+import fnmatch
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
+    Description,
+    LockEntry,
+    Manifest,
+    ManifestEntry,
+    SlimRule,
+    Target,
+    compatible,
+    digest_of,
+    manifest_to_json,
+    normalized,
+    parse_lock,
+    platform_tags,
+    tree_sha256,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_elf import strip_elf
+from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import (
+    Patch,
+    parse_wheel_name,
+    patch_wheel,
+)
+
+__all__ = ["Archive", "BuildError", "Request", "build", "entry_point_script", "find_archive", "member_target"]
+
+VERSION_FILE = "vllm/_version.py"
+MANIFEST_NAME = "manifest.json"
+_FILE_MODE, _PROGRAM_MODE = 0o444, 0o555
+_CHUNK_BYTES = 1 << 20
+_SCRIPT_GROUPS = ("console_scripts", "gui_scripts")
+_ENTRY_POINT = re.compile(r"^(?P<module>[\w.]+)\s*:\s*(?P<attribute>[\w.]+)\s*(?:\[.*\])?$")
+_PYTHON_SHEBANG = re.compile(rb"^#!\s*python[^\n]*\n")
+# Finds the tree's own Python from where the script lies, so that the tree works at any path.
+_SHELL_SHEBANG = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")/python3" "$0" "$@"\n\' \'\'\'\n'
+
+
+class BuildError(ValueError):
+    """The runtime cannot be built; the text says what, where and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides what is built, and how to get there."""
+
+    description: Description
+    target: Target
+    lock: str
+    patches: tuple[Patch, ...]
+    # The interpreter whose pip fetches wheels.
+    pip_python: str
+    # An interpreter of the target's minor version that byte-compiles, or None: then the nodes compile as they import.
+    compile_python: str | None
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.description, self.target, self.lock, self.patches)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A runtime in the cache, ready to be shipped."""
+
+    digest: str
+    path: str
+    archive_sha256: str
+    archive_bytes: int
+    tree_sha256: str
+    tree_bytes: int
+    files: int
+    target: dict[str, str]
+    versions: dict[str, str]
+    applied: tuple[str, ...]
+    upstreamed: tuple[str, ...]
+    compiled: bool
+    unused_slim: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Installed:
+    entries: dict[str, ManifestEntry]
+    unused_slim: tuple[str, ...]
+
+
+def _sha256_of(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as handle:
+        for chunk in iter(lambda: handle.read(_CHUNK_BYTES), b""):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+# --- what is in the cache ---------------------------------------------------------------------------------------
+
+
+def _paths(cache: Path, digest: str) -> tuple[Path, Path]:
+    return cache / f"{digest}.tar", cache / f"{digest}.json"
+
+
+def find_archive(cache: Path, digest: str) -> Archive | None:
+    """The archive of ``digest`` if it is there and is what its description says.
+
+    Its bytes are hashed only when size or time of change differ from the last look: a run that changes nothing
+    must not read a gigabyte.
+    """
+    path, info_path = _paths(cache, digest)
+    try:
+        raw = json.loads(info_path.read_text())
+        seen = path.stat()
+        stamp = [seen.st_size, seen.st_mtime_ns]
+        archive = Archive(
+            **{
+                **raw["archive"],
+                "path": str(path),
+                "applied": tuple(raw["archive"]["applied"]),
+                "upstreamed": tuple(raw["archive"]["upstreamed"]),
+                "unused_slim": tuple(raw["archive"]["unused_slim"]),
+            }
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if archive.digest != digest or archive.archive_bytes != seen.st_size:
+        return None
+    if raw.get("stamp") != stamp:
+        if _sha256_of(path) != archive.archive_sha256:
+            return None
+        _write_info(info_path, archive, stamp)
+    return archive
+
+
+def _write_info(path: Path, archive: Archive, stamp: Sequence[int]) -> None:
+    content = {"archive": {**asdict(archive), "path": Path(archive.path).name}, "stamp": list(stamp)}
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    partial.replace(path)
+
+
+@contextmanager
+def _only_one(cache: Path, digest: str) -> Iterator[None]:
+    """Two runs that want the same runtime build it once: the second waits and finds it."""
+    with (cache / f".{digest}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+# --- wheels -----------------------------------------------------------------------------------------------------
+
+
+def _choose(folder: Path, entries: Iterable[LockEntry], target: Target) -> dict[str, Path]:
+    """The wheel for each entry that ``folder`` has: right version, right platform, right hash."""
+    by_name: dict[str, list[tuple[str, Path]]] = {}
+    for path in sorted(folder.glob("*.whl")):
+        try:
+            name = parse_wheel_name(path.name)
+        except ValueError:
+            continue
+        by_name.setdefault(normalized(name.name), []).append((name.version.lower(), path))
+    found: dict[str, Path] = {}
+    for entry in entries:
+        for version, path in by_name.get(entry.name, []):
+            if version != entry.version.lower() or not compatible(path.name, target):
+                continue
+            if entry.hashes and _sha256_of(path) not in entry.hashes:
+                continue
+            found[entry.name] = path
+    return found
+
+
+def _pip_download(request: Request, entries: Sequence[LockEntry], folder: Path, urls: Sequence[str]) -> str | None:
+    """Fetch ``entries`` into ``folder``; None, or pip's own words on why not."""
+    target = request.target
+    requirements = folder / "requirements.txt"
+    requirements.write_text("".join(f"{entry.name}=={entry.version}\n" for entry in entries))
+    command = [request.pip_python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--python-version", target.python]
+    command += ["--implementation", "cp", "--abi", f"cp{target.python.replace('.', '')}", "--abi", "abi3"]
+    command += ["--abi", "none"]
+    for tag in platform_tags(target):
+        command += ["--platform", tag]
+    for url in urls:
+        command += ["--extra-index-url", url]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    requirements.unlink(missing_ok=True)
+    if done.returncode == 0:
+        return None
+    errors = [line.split("ERROR:", 1)[1].strip() for line in done.stderr.splitlines() if "ERROR:" in line]
+    words = [line for line in errors if "Ignored the following" not in line] or done.stderr.strip().splitlines()
+    shortened = [re.sub(r"\(from versions: .*\)", "", line) for line in words]
+    return " ".join(shortened[-2:]) if shortened else f"pip ended with {done.returncode}"
+
+
+def _fetch_group(request: Request, entries: Sequence[LockEntry], folder: Path) -> str | None:
+    """Fetch one group: as the user's pip is configured, then with the fallback indexes for what only they have."""
+    if not entries:
+        return None
+    folder.mkdir()
+    problem = _pip_download(request, entries, folder, ())
+    if problem is not None and request.description.fallback_index_urls:
+        problem = _pip_download(request, entries, folder, request.description.fallback_index_urls)
+    return problem
+
+
+def _fetch(request: Request, entries: Sequence[LockEntry], wheels: Path) -> None:
+    # A local version (torch 2.13.0+cpu) is never on PyPI; apart, it does not stop the rest and loads beside it.
+    special = [entry for entry in entries if "+" in entry.version]
+    usual = [entry for entry in entries if "+" not in entry.version]
+    with tempfile.TemporaryDirectory(prefix=f".fetch-{request.digest}-", dir=wheels) as name:
+        folders = [Path(name, "special"), Path(name, "usual")]
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            problems = list(pool.map(lambda pair: _fetch_group(request, *pair), zip((special, usual), folders)))
+        for group, folder, problem in zip((special, usual), folders, problems):
+            if problem is not None:
+                raise BuildError(f"pip cannot fetch the {len(group)} wheels of the lock that are missing: {problem}")
+            for path in folder.glob("*.whl") if folder.is_dir() else ():
+                entry = next(
+                    (item for item in group if item.name == normalized(parse_wheel_name(path.name).name)), None
+                )
+                seen = _sha256_of(path)
+                if entry is not None and entry.hashes and seen not in entry.hashes:
+                    raise BuildError(
+                        f"the wheel {path.name} that pip fetched has the SHA-256 {seen}, the lock allows"
+                        f" {len(entry.hashes)} others for {entry.name} {entry.version}: the index serves another file"
+                    )
+                path.replace(wheels / path.name)
+
+
+def _wheels(request: Request, cache: Path) -> dict[str, Path]:
+    """One wheel for each entry of the lock, fetched when it is not there yet."""
+    entries = parse_lock(request.lock)
+    source = request.description.source
+    wanted = {entry.name: entry for entry in entries}
+    own = wanted.get(normalized(source.name))
+    if own is None or own.version != source.version:
+        has = f"version {own.version}" if own is not None else "none"
+        raise BuildError(
+            f"the lock {request.description.lock} has {has} of {source.name}, the runtime wants {source.version}:"
+            " compile the lock again or correct runtime.source"
+        )
+    if source.directory is not None:
+        folder = Path(source.directory).expanduser()
+        if not folder.is_dir():
+            raise BuildError(f"runtime.source.directory {folder} is not a folder on the build host")
+        found = _choose(folder, entries, request.target)
+        missing = [entry for entry in entries if entry.name not in found]
+        if missing:
+            names = ", ".join(f"{entry.name} {entry.version}" for entry in missing[:5])
+            raise BuildError(
+                f"{folder} lacks {len(missing)} of {len(entries)} wheels of the lock with the right version, platform"
+                f" and SHA-256: {names}{' and more' if len(missing) > 5 else ''}"
+            )
+        return found
+    folder = cache / "wheels"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _choose(folder, entries, request.target)
+    missing = [entry for entry in entries if entry.name not in found]
+    if missing:
+        _fetch(request, missing, folder)
+        found.update(_choose(folder, missing, request.target))
+        lost = [entry.name for entry in missing if entry.name not in found]
+        if lost:
+            raise BuildError(f"pip fetched no wheel for {', '.join(lost)} that runs on {request.target}")
+    return found
+
+
+# --- the tree ---------------------------------------------------------------------------------------------------
+
+
+def entry_point_script(value: str) -> bytes:
+    """The program that a console entry point (``module:attribute``) stands for."""
+    match = _ENTRY_POINT.match(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not an entry point (MODULE:ATTRIBUTE)")
+    module, attribute = match["module"], match["attribute"]
+    first = attribute.split(".")[0]
+    body = f"import sys\n\nfrom {module} import {first}\n\nif __name__ == '__main__':\n    sys.exit({attribute}())\n"
+    return _SHELL_SHEBANG + body.encode()
+
+
+def member_target(member: str, data_folder: str, packages: str) -> str | None:
+    """Where a wheel's member goes in the tree, relative to its root; None for what is made anew or is not installed."""
+    if member.endswith("/"):
+        return None
+    parts = member.split("/")
+    if ".." in parts or "" in parts or "." in parts:
+        raise ValueError(f"{member!r} is not a path inside a wheel")
+    if re.match(r"^[^/]+\.dist-info/RECORD(\.jws|\.p7s)?$", member):
+        return None
+    if parts[0] != data_folder:
+        return f"{packages}/{member}"
+    if len(parts) < 3:
+        raise ValueError(f"{member!r} is neither purelib, platlib, scripts, headers nor data")
+    kind, rest = parts[1], "/".join(parts[2:])
+    if kind in ("purelib", "platlib"):
+        return f"{packages}/{rest}"
+    if kind == "scripts":
+        return f"bin/{rest}"
+    if kind == "data":
+        return rest
+    if kind == "headers":
+        return None
+    raise ValueError(f"{member!r} is neither purelib, platlib, scripts, headers nor data")
+
+
+class _Slim:
+    """Which paths are dropped and which are stripped; remembers which patterns were of use."""
+
+    def __init__(self, rules: Sequence[SlimRule], packages: str) -> None:
+        self._rules = [
+            (rule.action, path, re.compile(fnmatch.translate(path[1:] if path[0] == "/" else f"{packages}/{path}")))
+            for rule in rules
+            for path in rule.paths
+        ]
+        self._used: set[str] = set()
+
+    def actions(self, path: str) -> set[str]:
+        result = set()
+        for action, text, pattern in self._rules:
+            if action not in result and pattern.match(path):
+                result.add(action)
+                self._used.add(text)
+        return result
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        return tuple(text for _action, text, _pattern in self._rules if text not in self._used)
+
+
+def _write(root: Path, path: str, data: bytes, mode: int) -> ManifestEntry:
+    target = root / path
+    try:
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(handle, "wb") as out:
+        out.write(data)
+    return ManifestEntry(path, mode, len(data), hashlib.sha256(data).hexdigest(), None)
+
+
+def _record(entries: Iterable[ManifestEntry], packages: str, own: str) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for entry in sorted(entries, key=lambda item: item.path):
+        digest = base64.urlsafe_b64encode(bytes.fromhex(entry.sha256 or "")).rstrip(b"=").decode()
+        writer.writerow([os.path.relpath(entry.path, packages), f"sha256={digest}", entry.size])
+    writer.writerow([own, "", ""])
+    return text.getvalue().encode()
+
+
+@dataclass(frozen=True)
+class _Member:
+    member: str
+    target: str
+    strip: bool
+    program: bool
+    script: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    wheel: Path
+    dist_info: str
+    members: tuple[_Member, ...]
+    scripts: dict[str, bytes]
+
+
+def _plan(wheel: Path, packages: str, slim: _Slim) -> _Plan:
+    with zipfile.ZipFile(wheel) as archive:
+        infos = archive.infolist()
+        name = parse_wheel_name(wheel.name)
+        own = [item.filename.split("/")[0] for item in infos if re.match(r"^[^/]+\.dist-info/METADATA$", item.filename)]
+        if len(own) != 1:
+            raise BuildError(f"the wheel {wheel.name} has {len(own)} .dist-info folders with METADATA, expected one")
+        members = []
+        for info in infos:
+            target = member_target(info.filename, f"{name.name}-{name.version}.data", packages)
+            if target is None:
+                continue
+            actions = slim.actions(target)
+            if "drop" not in actions:
+                script = target.startswith("bin/")
+                program = script or bool(info.external_attr >> 16 & 0o111)
+                members.append(_Member(info.filename, target, "strip" in actions, program, script))
+        scripts: dict[str, bytes] = {}
+        points = f"{own[0]}/entry_points.txt"
+        if any(info.filename == points for info in infos):
+            parser = configparser.ConfigParser(delimiters=("=",), interpolation=None, strict=False)
+            parser.optionxform = str  # type: ignore[assignment,method-assign]
+            parser.read_string(archive.read(points).decode())
+            for group in _SCRIPT_GROUPS:
+                for script_name, value in parser.items(group) if parser.has_section(group) else ():
+                    if "drop" not in slim.actions(f"bin/{script_name}"):
+                        scripts[f"bin/{script_name}"] = entry_point_script(value)
+    return _Plan(wheel, own[0], tuple(members), scripts)
+
+
+def _lay_out(plan: _Plan, owned: Mapping[str, Path], root: Path, packages: str) -> list[ManifestEntry]:
+    """Write what one wheel owns; returns the entries, its new RECORD among them."""
+    entries: list[ManifestEntry] = []
+    with zipfile.ZipFile(plan.wheel) as archive:
+        for item in plan.members:
+            if owned[item.target] != plan.wheel:
+                continue
+            try:
+                data = archive.read(item.member)
+            except (zipfile.BadZipFile, zlib.error) as exc:
+                raise BuildError(f"the wheel {plan.wheel.name} is damaged at {item.member}: {exc}") from exc
+            if item.script:
+                data = _PYTHON_SHEBANG.sub(lambda _match: _SHELL_SHEBANG, data, count=1)
+            if item.strip:
+                data = strip_elf(data) or data
+            entries.append(_write(root, item.target, data, _PROGRAM_MODE if item.program else _FILE_MODE))
+    for path, data in sorted(plan.scripts.items()):
+        if owned[path] == plan.wheel:
+            entries.append(_write(root, path, data, _PROGRAM_MODE))
+    info = f"{packages}/{plan.dist_info}"
+    entries.append(_write(root, f"{info}/INSTALLER", b"sparkrig.serving\n", _FILE_MODE))
+    own = f"{plan.dist_info}/RECORD"
+    entries.append(_write(root, f"{info}/RECORD", _record(entries, packages, own), _FILE_MODE))
+    return entries
+
+
+def _install(request: Request, wheels: Iterable[Path], root: Path) -> _Installed:
+    """Lay all wheels out as a virtual environment below ``root``."""
+    python = request.target.python
+    packages = f"lib/python{python}/site-packages"
+    slim = _Slim(request.description.slim, packages)
+    plans = [_plan(wheel, packages, slim) for wheel in sorted(wheels, key=lambda path: path.name.lower())]
+    # Where two wheels bring one path, the later name wins, as it does when pip installs them in that order.
+    owned: dict[str, Path] = {}
+    for plan in plans:
+        for item in plan.members:
+            owned[item.target] = plan.wheel
+        for path in plan.scripts:
+            owned[path] = plan.wheel
+    for folder in sorted({os.path.dirname(path) for path in owned}):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    entries: dict[str, ManifestEntry] = {}
+    # The largest wheels first, or the last one would keep one core waiting for the other.
+    largest_first = sorted(plans, key=lambda plan: -plan.wheel.stat().st_size)
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for result in pool.map(lambda plan: _lay_out(plan, owned, root, packages), largest_first):
+            entries.update((entry.path, entry) for entry in result)
+    config = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {python}\n"
+    entries["pyvenv.cfg"] = _write(root, "pyvenv.cfg", config.encode(), _FILE_MODE)
+    (root / "bin").mkdir(exist_ok=True)
+    links = {
+        f"bin/python{python}": f"/usr/bin/python{python}",
+        "bin/python3": f"python{python}",
+        "bin/python": f"python{python}",
+        "lib64": "lib",
+    }
+    for path, to in links.items():
+        (root / path).unlink(missing_ok=True)
+        (root / path).symlink_to(to)
+        entries[path] = ManifestEntry(path, 0, 0, None, to)
+    return _Installed(entries, slim.unused)
+
+
+def _compile(python: str, root: Path, packages: str) -> None:
+    """Byte-compile all modules. The pycs are never checked against their sources: the tree never changes."""
+    command = [python, "-I", "-m", "compileall", "-q", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+    command += ["-s", str(root / packages), "-p", "", str(root / packages)]
+    # Its exit code tells of files that are templates or for other Pythons; they stay as they are.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise BuildError(f"byte-compiling with {python} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+
+
+def _compiled_entries(root: Path) -> list[ManifestEntry]:
+    entries = []
+    for folder, _folders, files in os.walk(root):
+        if os.path.basename(folder) == "__pycache__":
+            for name in files:
+                data = Path(folder, name).read_bytes()
+                path = os.path.relpath(os.path.join(folder, name), root)
+                entries.append(ManifestEntry(path, _FILE_MODE, len(data), hashlib.sha256(data).hexdigest(), None))
+    return entries
+
+
+# --- the archive ------------------------------------------------------------------------------------------------
+
+
+class _HashingWriter(io.RawIOBase):
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.total = hashlib.sha256()
+        self.bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.total.update(data)
+        self.bytes += len(data)
+        return self._out.write(data)
+
+
+def _tar_info(path: str, mode: int, size: int = 0, link: str | None = None) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(path)
+    info.mode, info.size = mode, size
+    if link is not None:
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, link, 0o777
+    return info
+
+
+def _pack(root: Path, manifest: Manifest, out: BinaryIO) -> tuple[str, int]:
+    """Write the archive: the manifest first, so that a node can check each file as it arrives."""
+    writer = _HashingWriter(out)
+    text = manifest_to_json(manifest)
+    with tarfile.open(fileobj=writer, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK_BYTES) as tar:
+        tar.addfile(_tar_info(MANIFEST_NAME, _FILE_MODE, len(text)), io.BytesIO(text))
+        for entry in manifest.entries:
+            if entry.link is not None:
+                tar.addfile(_tar_info(entry.path, entry.mode, link=entry.link))
+                continue
+            with (root / entry.path).open("rb") as handle:
+                tar.addfile(_tar_info(entry.path, entry.mode, entry.size), handle)
+    return writer.total.hexdigest(), writer.bytes
+
+
+def _versions(root: Path, packages: str, names: Iterable[str]) -> dict[str, str]:
+    wanted = set(names)
+    versions = {}
+    for path in (root / packages).glob("*.dist-info/METADATA"):
+        head = path.read_text(errors="replace").split("\n\n", 1)[0]
+        fields = dict(line.split(": ", 1) for line in head.splitlines() if re.match(r"^(Name|Version): ", line))
+        if normalized(fields.get("Name", "")) in wanted:
+            versions[normalized(fields["Name"])] = fields.get("Version", "")
+    return versions
+
+
+def _sweep(cache: Path, digest: str) -> None:
+    """Remove what interrupted builds of this runtime left behind; its lock is held, so nobody works there."""
+    for pattern in (f".work-{digest}-*", f"wheels/.fetch-{digest}-*", f"{digest}.*partial"):
+        for path in cache.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def build(request: Request, cache: Path) -> tuple[Archive, bool]:
+    """The archive for ``request`` and whether it had to be built. Interrupted anywhere, the next call converges."""
+    digest = request.digest
+    cache.mkdir(parents=True, exist_ok=True)
+    with _only_one(cache, digest):
+        there = find_archive(cache, digest)
+        if there is not None:
+            return there, False
+        _sweep(cache, digest)
+        seconds: dict[str, float] = {}
+
+        def took(stage: str, since: float) -> float:
+            now = time.monotonic()
+            seconds[stage] = round(now - since, 1)
+            return now
+
+        clock = time.monotonic()
+        wheels = _wheels(request, cache)
+        clock = took("wheels", clock)
+        source = normalized(request.description.source.name)
+        packages = f"lib/python{request.target.python}/site-packages"
+        with tempfile.TemporaryDirectory(prefix=f".work-{digest}-", dir=cache) as name:
+            work, root = Path(name), Path(name, "tree")
+            patched = patch_wheel(
+                wheels[source],
+                work,
+                request.patches,
+                distribution="vllm",
+                prefix=request.description.local_version,
+                version_file=VERSION_FILE,
+            )
+            wheels[source] = Path(patched.path)
+            clock = took("patch", clock)
+            installed = _install(request, wheels.values(), root)
+            clock = took("install", clock)
+            entries = dict(installed.entries)
+            if request.compile_python is not None:
+                _compile(request.compile_python, root, packages)
+                entries.update((entry.path, entry) for entry in _compiled_entries(root))
+            clock = took("compile", clock)
+            ordered = tuple(entries[path] for path in sorted(entries))
+            manifest = Manifest(
+                digest=digest,
+                target=request.target,
+                tree_sha256=tree_sha256(ordered),
+                tree_bytes=sum(entry.size for entry in ordered),
+                versions=_versions(root, packages, ("vllm", "ray", "torch")),
+                entries=ordered,
+            )
+            path, info_path = _paths(cache, digest)
+            partial = path.with_suffix(".tar.partial")
+            with partial.open("wb") as out:
+                archive_sha256, archive_bytes = _pack(root, manifest, out)
+            # The description goes first and comes last: an archive without it does not count.
+            info_path.unlink(missing_ok=True)
+            partial.replace(path)
+            took("pack", clock)
+        archive = Archive(
+            digest=digest,
+            path=str(path),
+            archive_sha256=archive_sha256,
+            archive_bytes=archive_bytes,
+            tree_sha256=manifest.tree_sha256,
+            tree_bytes=manifest.tree_bytes,
+            files=len(ordered),
+            target=asdict(request.target),
+            versions=manifest.versions,
+            applied=patched.applied,
+            upstreamed=patched.upstreamed,
+            compiled=request.compile_python is not None,
+            unused_slim=installed.unused_slim,
+            seconds=seconds,
+        )
+        seen = path.stat()
+        _write_info(info_path, archive, [seen.st_size, seen.st_mtime_ns])
+        return archive, True

@@ -1,0 +1,190 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The proof that what is served is what was planned: each check has the number predicted and the number seen.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import asdict, dataclass
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import labels_of, total
+
+if t.TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample
+    from ansible_collections.sparkrig.serving.plugins.module_utils._ray import ClusterState
+
+Value = t.Any
+
+DRAFTS = "vllm:spec_decode_num_drafts_total"
+ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
+DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
+CACHE_INFO = "vllm:cache_config_info"
+
+# What the plan calls a number, and the engine's label for it.
+_CACHE_NUMBERS = (
+    ("num_blocks", "num_gpu_blocks", "KV blocks"),
+    ("kv_cache_tokens", "kv_cache_size_tokens", "KV tokens"),
+    ("max_concurrency", "kv_cache_max_concurrency", "requests of full length at once"),
+)
+# The engine prints the concurrency with two digits; the label has the float.
+_CONCURRENCY_TOLERANCE = 0.005
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of the plan with the world."""
+
+    name: str
+    ok: bool
+    predicted: Value
+    seen: Value
+    sentence: str
+
+    def as_dict(self) -> dict[str, Value]:
+        """What the module returns."""
+        return asdict(self)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _shown(number: float | None) -> Value:
+    if number is None:
+        return None
+    return int(number) if number == int(number) else round(number, 4)
+
+
+def check_cache(samples: Sequence[Sample], plan: Mapping[str, Value]) -> list[Check]:
+    """The engine's KV cache against the plan: blocks, tokens, concurrency. What the plan leaves out is not checked."""
+    labels = labels_of(samples, CACHE_INFO)
+    checks = []
+    for key, label, words in _CACHE_NUMBERS:
+        predicted = plan.get(key)
+        if predicted is None:
+            continue
+        seen = _number(labels.get(label)) if labels is not None else None
+        tolerance = _CONCURRENCY_TOLERANCE if key == "max_concurrency" else 0.0
+        ok = seen is not None and abs(seen - float(predicted)) <= tolerance
+        if seen is None:
+            sentence = (
+                f"The engine does not tell its {words} (label {label} of {CACHE_INFO} in /metrics is missing or no"
+                f" number); the plan says {_shown(float(predicted))}"
+            )
+        elif ok:
+            sentence = f"The engine has {_shown(seen)} {words}, as planned"
+        else:
+            sentence = f"The engine has {_shown(seen)} {words}; the plan says {_shown(float(predicted))}"
+        checks.append(Check(key, ok, _shown(float(predicted)), _shown(seen), sentence))
+    return checks
+
+
+def check_drafts(before: Sequence[Sample], after: Sequence[Sample]) -> Check:
+    """The MTP layer must have drafted during the completion."""
+    seen = (total(after, DRAFTS) or 0.0) - (total(before, DRAFTS) or 0.0)
+    ok = seen > 0
+    if not ok:
+        sentence = "The engine made 0 drafts during the completion; the profile drafts, so it must be more than 0"
+    else:
+        drafted = (total(after, DRAFT_TOKENS) or 0.0) - (total(before, DRAFT_TOKENS) or 0.0)
+        accepted = (total(after, ACCEPTED) or 0.0) - (total(before, ACCEPTED) or 0.0)
+        sentence = f"The engine made {seen:g} drafts during the completion; {accepted:g} of {drafted:g} were accepted"
+    return Check("drafts", ok, "> 0", _shown(seen), sentence)
+
+
+def check_models(answer: Mapping[str, Value], model: str, max_model_len: int | None) -> list[Check]:
+    """/v1/models must list the model with the planned context."""
+    entries = [entry for entry in answer.get("data") or [] if isinstance(entry, dict)]
+    names = [str(entry.get("id")) for entry in entries]
+    served = model in names
+    checks = [
+        Check(
+            "model",
+            served,
+            model,
+            ", ".join(names),
+            f"The API serves {', '.join(names) or 'nothing'}" + ("" if served else f"; wanted is {model}"),
+        )
+    ]
+    if served and max_model_len is not None and max_model_len > 0:
+        seen = entries[names.index(model)].get("max_model_len")
+        ok = seen == max_model_len
+        sentence = (
+            f"Requests may be {seen} tokens long, as planned"
+            if ok
+            else f"Requests may be {seen} tokens long; the plan says {max_model_len}"
+        )
+        checks.append(Check("max_model_len", ok, max_model_len, seen, sentence))
+    return checks
+
+
+def check_ray(state: ClusterState | None, expected: Mapping[str, str], problem: str = "") -> Check:
+    """Every rank on a living node of its own, with the address of its rail."""
+    seen: Value = None if state is None else state.alive
+    if state is None:
+        sentence = problem
+    elif state.ready:
+        sentence = f"Ray has {len(state.alive)} nodes alive, each with 1 CPU and 1 GPU at its own rail address"
+    else:
+        sentence = "; ".join(state.problems)
+    return Check("ray_nodes", state is not None and state.ready, sorted(expected.values()), seen, sentence)
+
+
+def check_completion(text: str | None, tokens: int, seconds: float, problem: str) -> Check:
+    """A real answer came back."""
+    if problem:
+        return Check("completion", False, "an answer", None, f"A completion failed after {seconds:.1f} s: {problem}")
+    ok = tokens > 0
+    what = f"A completion of {tokens} tokens took {seconds:.1f} s"
+    sentence = what if ok else f"{what}; at least one token must come back"
+    return Check("completion", ok, "an answer", text, sentence)
+
+
+def unreachable_reason(message: str) -> str:
+    """The last thing that ssh said, without the words around it that Ansible adds."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = lines[-1] if lines else "no reason was given"
+    return text.rsplit("via ssh: ", 1)[-1].rstrip(".")
+
+
+def summary(
+    checks: Sequence[Mapping[str, Value]],
+    unreachable: Mapping[str, str],
+    nodes: Sequence[str],
+    model: str,
+) -> str:
+    """Everything that is wrong, as one text of sentences; empty when nothing is.
+
+    *unreachable* maps a node, as a person calls it, to the reason why it did not answer.
+    """
+    failed = [str(check["sentence"]).rstrip(".") for check in checks if not check["ok"]]
+    if not failed and not unreachable:
+        return ""
+    parts = []
+    for node, reason in unreachable.items():
+        parts.append(f"{node} does not answer over SSH: {unreachable_reason(reason)}")
+    if unreachable:
+        parts.append(
+            f"{model} needs all {len(nodes)} ranks ({', '.join(nodes)}), so it is not served until they are all back"
+        )
+    parts += failed
+    if unreachable:
+        parts.append(
+            "What to do: power up or reconnect what does not answer, see that `ssh` reaches it, and run"
+            " sparkrig.serving.site"
+        )
+    else:
+        parts.append(
+            "What to do: `journalctl -u sparkrig-vllm -u sparkrig-ray` on the head has the engine's own words;"
+            " sparkrig.serving.site brings it back to the plan"
+        )
+    return ". ".join(parts) + "."

@@ -1,0 +1,239 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a profile and a KV plan to the engine's command line, and from a command line to systemd's ExecStart=.
+
+Private to the collection. A profile carries vLLM's own option names, so the way to a flag is mechanical; what
+this module adds is that nothing unknown, secret or contradictory ever reaches the engine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing as t
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Value = t.Any
+
+# Keys of a profile that describe the rig and not the engine.
+RIG_KEYS = frozenset(
+    {"description", "environment", "expect", "fit", "model", "name", "ray", "requires", "runtime", "timeouts"}
+)
+# Options that would show a secret to everybody who may run ps. They belong into secrets.env.
+SECRET_KEYS = frozenset({"api_key", "hf_token"})
+
+# The options of vLLM 0.32's API server that a profile may carry, by the kind of their value. Kind `bool` has a
+# positive and a negative flag, `flag` only the positive one.
+OPTIONS: Mapping[str, str] = {
+    "additional_config": "json",
+    "all2all_backend": "str",
+    "async_scheduling": "bool",
+    "attention_backend": "str",
+    "attention_config": "json",
+    "block_size": "int",
+    "chat_template": "str",
+    "chat_template_content_format": "str",
+    "code_revision": "str",
+    "compilation_config": "json",
+    "config_format": "str",
+    "cp_kv_cache_interleave_size": "int",
+    "cpu_distributed_timeout_seconds": "int",
+    "cpu_offload_gb": "float",
+    "cudagraph_capture_sizes": "list",
+    "cudagraph_metrics": "bool",
+    "data_parallel_size": "int",
+    "dcp_comm_backend": "str",
+    "dcp_kv_cache_interleave_size": "int",
+    "decode_context_parallel_size": "int",
+    "default_chat_template_kwargs": "json",
+    "disable_cascade_attn": "bool",
+    "disable_custom_all_reduce": "bool",
+    "disable_fastapi_docs": "bool",
+    "disable_hybrid_kv_cache_manager": "bool",
+    "disable_log_stats": "flag",
+    "disable_sliding_window": "bool",
+    "disable_uvicorn_access_log": "bool",
+    "distributed_executor_backend": "str",
+    "distributed_timeout_seconds": "int",
+    "download_dir": "str",
+    "dtype": "str",
+    "enable_auto_tool_choice": "bool",
+    "enable_chunked_prefill": "bool",
+    "enable_eplb": "bool",
+    "enable_expert_parallel": "bool",
+    "enable_log_outputs": "bool",
+    "enable_log_requests": "bool",
+    "enable_prefix_caching": "bool",
+    "enable_prompt_tokens_details": "bool",
+    "enable_sleep_mode": "bool",
+    "enforce_eager": "bool",
+    "exclude_tools_when_tool_choice_none": "bool",
+    "generation_config": "str",
+    "gpu_memory_utilization": "float",
+    "hf_config_path": "str",
+    "hf_overrides": "json",
+    "host": "str",
+    "ignore_patterns": "list",
+    "kernel_config": "json",
+    "kv_cache_dtype": "str",
+    "kv_cache_dtype_skip_layers": "list",
+    "kv_cache_memory_bytes": "int",
+    "kv_cache_metrics": "bool",
+    "language_model_only": "bool",
+    "limit_mm_per_prompt": "json",
+    "linear_backend": "str",
+    "load_format": "str",
+    "logprobs_mode": "str",
+    "long_prefill_token_threshold": "int",
+    "max_cudagraph_capture_size": "int",
+    "max_log_len": "int",
+    "max_logprobs": "int",
+    "max_model_len": "int",
+    "max_num_batched_tokens": "int",
+    "max_num_scheduled_tokens": "int",
+    "max_num_seqs": "int",
+    "max_parallel_loading_workers": "int",
+    "model_impl": "str",
+    "model_loader_extra_config": "json",
+    "moe_backend": "str",
+    "num_gpu_blocks_override": "int",
+    "optimization_level": "str",
+    "override_generation_config": "json",
+    "performance_mode": "str",
+    "pipeline_parallel_size": "int",
+    "port": "int",
+    "prefix_caching_hash_algo": "str",
+    "quantization": "str",
+    "quantization_config": "json",
+    "reasoning_parser": "str",
+    "response_role": "str",
+    "revision": "str",
+    "root_path": "str",
+    "safetensors_load_strategy": "str",
+    "scheduler_reserve_full_isl": "bool",
+    "scheduling_policy": "str",
+    "seed": "int",
+    "served_model_name": "str",
+    "shutdown_timeout": "int",
+    "skip_tokenizer_init": "bool",
+    "speculative_config": "json",
+    "stream_interval": "int",
+    "structured_outputs_config": "json",
+    "tensor_parallel_size": "int",
+    "tokenizer": "str",
+    "tokenizer_mode": "str",
+    "tokenizer_revision": "str",
+    "tool_call_parser": "str",
+    "trust_remote_code": "bool",
+    "uvicorn_log_level": "str",
+    "worker_cls": "str",
+    "worker_extension_cls": "str",
+}
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "flag": (bool,),
+    "float": (float, int),
+    "int": (int,),
+    "json": (dict, list),
+    "list": (list, tuple),
+    "str": (str,),
+}
+
+
+def canonical_json(value: Value) -> str:
+    """One text for one value: keys sorted, no blanks, ASCII only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _pair(flag: str, text: str) -> list[str]:
+    # A value that looks like a flag would be taken for one.
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+
+
+def _option(name: str, value: Value) -> list[str]:
+    """The words of one option; *name* is known."""
+    kind = OPTIONS[name]
+    wanted = _TYPES[kind]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise ValueError(f"engine option '{name}' is {value!r} ({type(value).__name__}); it must be of type {kind}")
+    flag = "--" + name.replace("_", "-")
+    if kind == "flag":
+        return [flag] if value else []
+    if kind == "bool":
+        return [flag] if value else ["--no-" + flag[2:]]
+    if kind == "json":
+        return _pair(flag, canonical_json(value))
+    if kind == "list":
+        return [flag, *(str(item) for item in value)] if value else []
+    text = str(value)
+    if "\n" in text or "\0" in text:
+        raise ValueError(f"engine option '{name}' is {value!r}; it must be one line")
+    return _pair(flag, text)
+
+
+def _kv_bytes(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> Value:
+    """The bytes of KV cache that every rank gets: the plan decides, the profile is what it was asked for."""
+    planned = plan.get("kv_cache_memory_bytes")
+    if isinstance(planned, (list, tuple)):
+        if len(set(planned)) != 1:
+            raise ValueError(
+                f"the plan's kv_cache_memory_bytes is {list(planned)!r}; the engine takes one number for all ranks"
+            )
+        return planned[0]
+    return profile.get("kv_cache_memory_bytes") if planned is None else planned
+
+
+def vllm_options(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> list[str]:
+    """The options of the engine for *profile* with the KV cache of *plan*, sorted by name after the model.
+
+    Raises ValueError, naming the key and the value, for a key that is no option of the engine, for a secret,
+    for a value of the wrong type and for a profile without a model.
+    """
+    model = profile.get("model") or {}
+    path = model.get("path")
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise ValueError(f"profile key 'model.path' is {path!r}; it must be the absolute path of the model's folder")
+    for name in profile:
+        if name in SECRET_KEYS:
+            raise ValueError(f"'{name}' is a secret and would be readable in the list of processes; leave it out here")
+        if name not in OPTIONS and name not in RIG_KEYS:
+            match = difflib.get_close_matches(name, list(OPTIONS), n=1)
+            hint = f" (did you mean '{match[0]}'?)" if match else ""
+            raise ValueError(f"'{name}' is no option of the engine{hint}")
+    values = {name: value for name, value in profile.items() if name in OPTIONS}
+    values["kv_cache_memory_bytes"] = _kv_bytes(profile, plan)
+    words = ["--model", path]
+    for name in sorted(values):
+        if values[name] is not None:
+            words += _option(name, values[name])
+    return words
+
+
+def vllm_argv(
+    profile: Mapping[str, Value],
+    plan: Mapping[str, Value] | None = None,
+    python: str = "/opt/sparkrig/current/bin/python",
+) -> list[str]:
+    """The whole command of the API server."""
+    return [python, "-m", "vllm.entrypoints.openai.api_server", *vllm_options(profile, plan or {})]
+
+
+def systemd_word(word: str) -> str:
+    """*word* so that systemd passes it on unchanged in ExecStart=: no specifier, no variable, no quote is left."""
+    if "\0" in word:
+        raise ValueError(f"{word!r} holds a NUL byte; no process can get it as an argument")
+    text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    text = text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    return f'"{text}"'
+
+
+def systemd_command(argv: Iterable[str]) -> str:
+    """The value of ExecStart= for *argv*, one word a line, so that a diff shows what changed."""
+    words = [str(word) for word in argv]
+    if not words or not words[0].startswith("/"):
+        raise ValueError(f"the command is {words!r}; its first word must be an absolute path")
+    return " \\\n  ".join(systemd_word(word) for word in words)

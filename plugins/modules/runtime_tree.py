@@ -1,0 +1,414 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runtime trees of a node: install, check, switch, go back, remove."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: runtime_tree
+short_description: Install a runtime's tree on a node, switch to it, go back, remove all
+version_added: 1.0.0
+author: The sparkrig engineers (@sparkrig)
+description:
+  - Unpacks the archive of P(sparkrig.serving.runtime_archive#module) below C(root/runtime/DIGEST), checks every file
+    against the manifest while it is written, and only then switches C(root/current) to it in one step.
+  - Writes the file with the variables of every process of the rig.
+  - Whether the node can run the tree and has room for it is decided before anything changes. Whatever fails, the
+    runtime that was current stays current.
+extends_documentation_fragment:
+  - sparkrig.serving._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  action:
+    support: full
+    description: Ships the archive from the controller.
+options:
+  state:
+    description:
+      - V(present) makes the tree current. The archive is shipped to a node that lacks the tree.
+      - V(previous) switches back to the tree that was current before.
+      - V(absent) removes all trees, the record and the variables.
+    type: str
+    choices: [present, previous, absent]
+    default: present
+  digest:
+    description: The runtime's digest. Needed for V(present).
+    type: str
+  tree_sha256:
+    description: What the tree must hash to. Needed for V(present).
+    type: str
+  target:
+    description: The C(python), C(machine) and C(glibc) that the tree is for. Needed for V(present).
+    type: dict
+  tree_bytes:
+    description: The size of the tree, to see whether there is room.
+    type: int
+    default: 0
+  archive_bytes:
+    description: The size of the archive that has to come, to see whether there is room.
+    type: int
+    default: 0
+  files:
+    description: How many files the tree has, to see whether there is room.
+    type: int
+    default: 0
+  source:
+    description:
+      - The archive on the controller. It travels only to nodes that lack the tree.
+    type: path
+  archive:
+    description: The archive on this node, instead of O(source). It is removed once its tree is installed.
+    type: path
+  environment:
+    description: The variables for O(environment_file). Without it, the file is left alone.
+    type: dict
+  environment_file:
+    description: The file that units read with C(EnvironmentFile=).
+    type: path
+    default: /etc/sparkrig/runtime.env
+  root:
+    description: The folder of the trees and of the symlink C(current).
+    type: path
+    default: /opt/sparkrig
+  record:
+    description: The file that records which trees were switched to.
+    type: path
+    default: /var/lib/sparkrig/runtime.json
+  keep:
+    description: How many trees stay on the node, the current one included.
+    type: int
+    default: 2
+  verify_full:
+    description: Hash every file of a tree that is there instead of comparing paths, sizes and modes.
+    type: bool
+    default: false
+seealso:
+  - module: sparkrig.serving.runtime_archive
+"""
+
+EXAMPLES = r"""
+---
+- name: Install a runtime where it is missing, and switch to it
+  sparkrig.serving.runtime_tree:
+    digest: 52a3cdf2bbc18c6a
+    tree_sha256: 17997538ebb7fcd3ff85eaf81d2faf7e47a35327fb496ec84b6d6a8d2efbdcdc
+    target: {python: "3.11", machine: x86_64, glibc: "2.34"}
+    source: ~/.cache/sparkrig/runtime/52a3cdf2bbc18c6a.tar
+    environment:
+      HF_HUB_OFFLINE: "1"
+
+- name: Go back to the runtime that was current before
+  sparkrig.serving.runtime_tree:
+    state: previous
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or would be done in check mode, one sentence each.
+  returned: always
+  type: list
+  elements: str
+  sample: ["unpacked the runtime 52a3cdf2bbc18c6a", "switched current from nothing to 52a3cdf2bbc18c6a"]
+missing:
+  description: Whether the tree is not there and no archive was given. Nothing was changed then.
+  returned: when O(state=present)
+  type: bool
+runtime:
+  description: The current runtime.
+  returned: when there is one
+  type: dict
+  contains:
+    digest:
+      description: Its digest.
+      type: str
+    tree_sha256:
+      description: What its tree hashes to.
+      type: str
+    path:
+      description: Where its tree is.
+      type: str
+      sample: /opt/sparkrig/runtime/52a3cdf2bbc18c6a
+    python:
+      description: Its Python, through C(current).
+      type: str
+      sample: /opt/sparkrig/current/bin/python
+    vllm_version:
+      description: The version of vLLM.
+      type: str
+      sample: 0.32.0+cpu.sparkrig.bf07afb0
+    ray_version:
+      description: The version of Ray.
+      type: str
+      sample: 2.60.0
+previous:
+  description: The digest that O(state=previous) would switch to.
+  returned: always
+  type: str
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
+    Manifest,
+    Target,
+    environment_text,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import (
+    Layout,
+    NodeFacts,
+    TreeError,
+    bytes_needed,
+    check_node,
+    check_tree,
+    install,
+    load_manifest,
+    load_record,
+    remove_tree,
+    stale_trees,
+    store_record,
+    switch,
+)
+
+_ENVIRONMENT_MODE = 0o644
+
+
+def _python_version(python: str) -> str | None:
+    code = "import platform; print(platform.python_version())"
+    try:
+        done = subprocess.run([python, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _node_facts(minor: str) -> NodeFacts:
+    try:
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (OSError, ValueError):
+        libc = ""
+    version = _python_version(f"/usr/bin/python{minor}")
+    usual = version if version is not None else _python_version("/usr/bin/python3")
+    return NodeFacts(platform.machine(), libc.rpartition(" ")[2], version, usual)
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class Node:
+    """One call of the module: what it found, what it did."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params = module.params
+        self.layout = Layout(Path(self.params["root"]), Path(self.params["record"]))
+        self.changed = False
+        self.actions: list[str] = []
+        self.before: dict[str, str] = {}
+        self.after: dict[str, str] = {}
+
+    def did(self, past: str, would: str) -> bool:
+        """Note a change; whether it is to be made now."""
+        self.changed = True
+        self.actions.append(f"would {would}" if self.module.check_mode else past)
+        return not self.module.check_mode
+
+    # --- the environment --------------------------------------------------------------------------------------
+
+    def write_environment(self, text: str | None) -> None:
+        if text is None:
+            return
+        path = Path(self.params["environment_file"])
+        try:
+            seen: str | None = path.read_text()
+            right = path.stat().st_mode & 0o7777 == _ENVIRONMENT_MODE
+        except OSError:
+            seen, right = None, False
+        if seen == text and right:
+            return
+        self.before[str(path)], self.after[str(path)] = seen or "", text
+        if self.did(f"wrote {path}", f"write {path}"):
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(text)
+            partial.chmod(_ENVIRONMENT_MODE)
+            partial.replace(path)
+
+    # --- states -----------------------------------------------------------------------------------------------
+
+    def present(self) -> dict[str, Any]:
+        digest, expected = self.params["digest"], self.params["tree_sha256"]
+        target = Target(**self.params["target"])
+        text = None
+        if self.params["environment"] is not None:
+            text = environment_text(self.params["environment"])
+        tree = self.layout.tree(digest)
+        problem = check_tree(tree, expected, self.params["verify_full"])
+        if problem is not None:
+            if tree.is_dir():
+                self.actions.append(f"{problem}: it is replaced")
+            self.refuse_unfit(target)
+            archive = self.params["archive"]
+            if archive is None and not self.module.check_mode:
+                return self.result(missing=True)
+            if self.did(f"unpacked the runtime {digest}", f"unpack the runtime {digest}"):
+                self.unpack(Path(archive), digest, expected)
+        self.write_environment(text)
+        self.make_current(digest)
+        return self.result(missing=False)
+
+    def refuse_unfit(self, target: Target) -> None:
+        problem = check_node(_node_facts(target.python), target)
+        if problem is not None:
+            raise TreeError(problem)
+        archive_bytes = self.params["archive_bytes"] if self.params["archive"] is None else 0
+        needed = bytes_needed(self.params["tree_bytes"], self.params["files"], archive_bytes)
+        free = _free_bytes(self.layout.trees)
+        if self.params["tree_bytes"] and free < needed:
+            raise TreeError(
+                f"the disk of {self.layout.root} has {free / 1e9:.2f} GB free and the runtime needs"
+                f" {needed / 1e9:.2f} GB (with what is shipped and a reserve): free some, or set runtime_root to a"
+                " larger disk"
+            )
+
+    def unpack(self, archive: Path, digest: str, expected: str) -> None:
+        if not archive.is_file():
+            raise TreeError(f"the archive {archive} is not there")
+        try:
+            install(self.layout, archive, digest, expected, self.params["verify_full"])
+        finally:
+            archive.unlink()
+
+    def make_current(self, digest: str) -> None:
+        current = self.layout.current_digest()
+        link = self.layout.current
+        if current is None and (link.exists() or link.is_symlink()):
+            raise TreeError(f"{link} is there and is not ours (a symlink to runtime/DIGEST): move it away")
+        record = load_record(self.layout.record)
+        after = record.switched_to(digest)
+        if current != digest:
+            past = f"switched current from {current or 'nothing'} to {digest}"
+            self.before[str(link)], self.after[str(link)] = f"{current or ''}\n", f"{digest}\n"
+            if self.did(past, past.replace("switched", "switch", 1)):
+                switch(self.layout, digest)
+        if after != record and not self.module.check_mode:
+            store_record(self.layout.record, after)
+        for stale in stale_trees(self.layout.digests(), after, max(1, self.params["keep"])):
+            text = f"the runtime {stale}: only {self.params['keep']} are kept"
+            if stale != digest and self.did(f"removed {text}", f"remove {text}"):
+                remove_tree(self.layout.tree(stale))
+
+    def previous(self) -> dict[str, Any]:
+        record = load_record(self.layout.record)
+        current = self.layout.current_digest()
+        if record.previous is None:
+            raise TreeError(f"there is no runtime to go back to: {self.layout.record} knows {len(record.history)}")
+        tree = self.layout.tree(record.previous)
+        manifest = load_manifest(tree)
+        if manifest is None:
+            raise TreeError(f"the runtime {record.previous} cannot be gone back to: {tree} has no readable manifest")
+        problem = check_tree(tree, manifest.tree_sha256, self.params["verify_full"])
+        if problem is not None:
+            raise TreeError(f"the runtime {record.previous} cannot be gone back to: {problem}")
+        past = f"switched current from {current or 'nothing'} back to {record.previous}"
+        self.before["current"], self.after["current"] = f"{current or ''}\n", f"{record.previous}\n"
+        if self.did(past, past.replace("switched", "switch", 1)):
+            switch(self.layout, record.previous)
+            store_record(self.layout.record, record.switched_to(record.previous))
+        return self.result()
+
+    def absent(self) -> dict[str, Any]:
+        link = self.layout.current
+        if (
+            link.is_symlink()
+            and self.layout.current_digest() is not None
+            and self.did(f"removed {link}", f"remove {link}")
+        ):
+            link.unlink()
+        # Only what bears our names: digests, and what an interrupted run left of one.
+        ours = [self.layout.trees / digest for digest in self.layout.digests()]
+        ours += sorted(self.layout.trees.glob("*.partial"))
+        for tree in ours:
+            if self.did(f"removed {tree}", f"remove {tree}"):
+                remove_tree(tree)
+        for path in (self.layout.record, Path(self.params["environment_file"])):
+            if path.exists() and self.did(f"removed {path}", f"remove {path}"):
+                path.unlink()
+        for folder in (self.layout.trees, self.layout.root):
+            if folder.is_dir() and not any(folder.iterdir()) and self.did(f"removed {folder}", f"remove {folder}"):
+                folder.rmdir()
+        return self.result()
+
+    def result(self, missing: bool | None = None) -> dict[str, Any]:
+        record = load_record(self.layout.record)
+        values: dict[str, Any] = {"changed": self.changed, "actions": self.actions, "previous": record.previous}
+        if missing is not None:
+            values["missing"] = missing
+        current = self.layout.current_digest()
+        manifest: Manifest | None = load_manifest(self.layout.tree(current)) if current is not None else None
+        if manifest is not None:
+            values["runtime"] = {
+                "digest": manifest.digest,
+                "tree_sha256": manifest.tree_sha256,
+                "path": str(self.layout.tree(manifest.digest)),
+                "python": str(self.layout.current / "bin" / "python"),
+                "vllm_version": manifest.versions.get("vllm", ""),
+                "ray_version": manifest.versions.get("ray", ""),
+            }
+        if self.before or self.after:
+            values["diff"] = [
+                {"before_header": name, "after_header": name, "before": self.before[name], "after": self.after[name]}
+                for name in self.after
+            ]
+        return values
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "previous", "absent"], "default": "present"},
+            "digest": {"type": "str"},
+            "tree_sha256": {"type": "str"},
+            "target": {"type": "dict"},
+            "tree_bytes": {"type": "int", "default": 0},
+            "archive_bytes": {"type": "int", "default": 0},
+            "files": {"type": "int", "default": 0},
+            "source": {"type": "path"},
+            "archive": {"type": "path"},
+            "environment": {"type": "dict"},
+            "environment_file": {"type": "path", "default": "/etc/sparkrig/runtime.env"},
+            "root": {"type": "path", "default": "/opt/sparkrig"},
+            "record": {"type": "path", "default": "/var/lib/sparkrig/runtime.json"},
+            "keep": {"type": "int", "default": 2},
+            "verify_full": {"type": "bool", "default": False},
+        },
+        required_if=[("state", "present", ["digest", "tree_sha256", "target"])],
+        supports_check_mode=True,
+    )
+    node = Node(module)
+    states = {"present": node.present, "previous": node.previous, "absent": node.absent}
+    try:
+        result = states[module.params["state"]]()
+    except (ValueError, TypeError, OSError) as exc:
+        module.fail_json(msg=f"The runtime is left as it was: {str(exc).rstrip('.')}.", actions=node.actions)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

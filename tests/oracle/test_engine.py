@@ -1,0 +1,143 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our answer beside that of real CPU engines with tiny models: from config.json alone, refusals word for word."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+from tests.oracle import models
+from tests.oracle.oracle import Oracle
+
+SCHEDULER = {"max_num_batched_tokens": 512, "max_num_seqs": 4}
+MTP = {"method": "mtp", "num_speculative_tokens": 1}
+
+Case = tuple[str, dict[str, t.Any], dict[str, t.Any]]
+
+CASES: list[Case] = [
+    ("mla-mtp", models.DEEPSEEK_V3, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "speculative_config": MTP}),
+    ("gqa", models.LLAMA, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    ("windows", models.GEMMA3, {"max_model_len": 4096, "kv_cache_memory_bytes": 4_000_000}),
+    ("gdn", models.QWEN3_NEXT, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
+    ("mamba2", models.NEMOTRON_H, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
+    ("refused", models.LLAMA, {"max_model_len": 4096, "kv_cache_memory_bytes": 1_000_000}),
+    ("auto", models.LLAMA, {"max_model_len": -1, "kv_cache_memory_bytes": 1_000_000}),
+    ("nothing-fits", models.LLAMA, {"max_model_len": -1, "kv_cache_memory_bytes": 140_000}),
+    ("empty", models.LLAMA, {"max_model_len": 500, "kv_cache_memory_bytes": 10_000}),
+    ("block-16", models.LLAMA, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000, "block_size": 16}),
+    ("windows-refused", models.GEMMA3, {"max_model_len": 8192, "kv_cache_memory_bytes": 2_000_000}),
+    (
+        "mla-two-layers",
+        {**models.DEEPSEEK_V3, "num_nextn_predict_layers": 2},
+        {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "speculative_config": MTP},
+    ),
+]
+MORE: list[Case] = [
+    ("block-64", models.LLAMA, {"max_model_len": 500, "kv_cache_memory_bytes": 1_000_000, "block_size": 64}),
+    ("too-long", models.LLAMA, {"max_model_len": 9000, "kv_cache_memory_bytes": 10_000_000}),
+    ("mla", models.DEEPSEEK_V3, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000}),
+    (
+        "mla-three-drafts",
+        models.DEEPSEEK_V3,
+        {
+            "max_model_len": 256,
+            "kv_cache_memory_bytes": 2_000_000,
+            "speculative_config": {"method": "mtp", "num_speculative_tokens": 3},
+        },
+    ),
+    (
+        "uneven-drafts",
+        {**models.DEEPSEEK_V3, "num_nextn_predict_layers": 2},
+        {
+            "max_model_len": 256,
+            "kv_cache_memory_bytes": 2_000_000,
+            "speculative_config": {"method": "mtp", "num_speculative_tokens": 3},
+        },
+    ),
+    ("mla-fp8", models.DEEPSEEK_V3, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "kv_cache_dtype": "fp8"}),
+    ("deepseek-v2", models.DEEPSEEK_V2, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    ("kimi-k2", models.KIMI_K2, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000}),
+    ("mistral", models.MISTRAL, {"max_model_len": 2048, "kv_cache_memory_bytes": 3_000_000}),
+    ("mixtral", models.MIXTRAL, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    ("qwen2-window", models.QWEN2_WINDOW, {"max_model_len": 2048, "kv_cache_memory_bytes": 3_000_000}),
+    (
+        "qwen2-mixed",
+        {**models.QWEN2_WINDOW, "max_window_layers": 2},
+        {"max_model_len": 2048, "kv_cache_memory_bytes": 3_000_000},
+    ),
+    ("qwen3", models.QWEN3, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    ("qwen3-moe", models.QWEN3_MOE, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    ("gemma2", models.GEMMA2, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
+    ("gemma2-block-16", models.GEMMA2, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000, "block_size": 16}),
+    ("gemma2-block-48", models.GEMMA2, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000, "block_size": 48}),
+    ("gpt-oss", models.GPT_OSS, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
+    ("glm4-moe", models.GLM4_MOE, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    (
+        "glm4-moe-mtp",
+        models.GLM4_MOE,
+        {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000, "speculative_config": MTP},
+    ),
+    ("minimax-m2", models.MINIMAX_M2, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    (
+        "gdn-uncached",
+        models.QWEN3_NEXT,
+        {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000, "enable_prefix_caching": False},
+    ),
+    (
+        "gdn-mtp",
+        models.QWEN3_NEXT,
+        {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000, "speculative_config": MTP},
+    ),
+    (
+        "mamba2-uncached",
+        models.NEMOTRON_H,
+        {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000, "enable_prefix_caching": False},
+    ),
+    ("chunked", models.LLAMA4, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
+]
+
+
+def _host_options(oracle: Oracle, config: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What the CPU engine makes of this host: AMX has its own MLA kernel, AVX512-BF16 wants float32 states."""
+    host = oracle.ask("hello")
+    options: dict[str, t.Any] = {}
+    if host["avx512_bf16"]:
+        options["mamba_ssm_cache_dtype"] = "float32"
+    if host["amx"] and "kv_lora_rank" in config:
+        options["attention_backend"] = "AMX_MLA"
+    return options
+
+
+def _compare(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.Any]) -> None:
+    theirs = oracle.ask("engine", config=config, arguments={**arguments, **SCHEDULER})
+    question = {**arguments, **SCHEDULER, "config": config, "device": "cpu", "engine": "0.32.0"}
+    ours = fit({**question, **_host_options(oracle, config)})
+    if not theirs["ok"]:
+        # A validator wraps the text; elsewhere it is the whole of it.
+        assert ours["engine_error"] is not None, theirs
+        wrapped = theirs["kind"] == "ValidationError"
+        assert ours["engine_error"] in theirs["error"] if wrapped else ours["engine_error"] == theirs["error"]
+        return
+    assert ours["engine_error"] is None, theirs
+    assert (ours["num_blocks"], ours["kv_cache_tokens"], ours["max_concurrency"], ours["planned_model_len"]) == (
+        theirs["blocks"],
+        theirs["tokens"],
+        theirs["concurrency"],
+        theirs["max_model_len"],
+    )
+
+
+@pytest.mark.parametrize(("config", "arguments"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_engine(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.Any]) -> None:
+    """A dozen engines, started and asked for their capacity."""
+    _compare(oracle, config, arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "arguments"), [case[1:] for case in MORE], ids=[case[0] for case in MORE])
+def test_more_engines(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.Any]) -> None:
+    """Every family and option that a CPU engine can run."""
+    _compare(oracle, config, arguments)

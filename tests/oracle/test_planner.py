@@ -1,0 +1,76 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our planner beside the functions of vLLM's planner, on generated models and options."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import parse_request
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import (
+    Capacity,
+    Geometry,
+    build_geometry,
+    plan_cache,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import EngineRefusal
+from tests.oracle.cases import generate
+from tests.oracle.oracle import Oracle, plan_question
+
+CASES = 600
+
+
+def test_version(oracle: Oracle) -> None:
+    """The oracle is the version whose dialect the tests ask for."""
+    assert oracle.ask("hello")["version"].startswith("0.32.0")
+
+
+def _ours(options: dict[str, t.Any]) -> tuple[Geometry, t.Optional[Capacity], str]:
+    request = parse_request(options)
+    geometry = build_geometry(request)
+    try:
+        return geometry, plan_cache(geometry, request.kv_cache_memory_bytes, request.max_model_len), ""
+    except EngineRefusal as refusal:
+        return geometry, None, str(refusal)
+
+
+def differences(geometry: Geometry, capacity: t.Optional[Capacity], refusal: str, theirs: dict[str, t.Any]) -> list[str]:
+    """What the two planners do not agree on."""
+    if capacity is None or capacity.error is not None and not theirs["ok"]:
+        error = refusal if capacity is None else capacity.error
+        return [] if theirs.get("error") == error else ["error: %s / %s" % (error, theirs)]
+    if capacity.error is not None:
+        return ["we refuse: %s / %s" % (capacity.error, theirs)]
+    if not theirs["ok"]:
+        return ["they refuse: %s" % theirs["error"]]
+    tp = geometry.request.tensor_parallel_size
+    pairs = {
+        "blocks": (capacity.blocks, theirs["blocks"]),
+        "tokens": (capacity.tokens, theirs["tokens"]),
+        "concurrency": (capacity.concurrency, theirs["concurrency"]),
+        "context": (capacity.context, theirs["max_model_len"]),
+        "block bytes": ([stage.block_bytes for stage in geometry.stages], theirs["block_bytes"][::tp]),
+        "groups": (sorted(len(group.entries) for group in geometry.stages[0].groups), theirs["groups"]),
+    }
+    return ["%s: %s / %s" % (name, ours, other) for name, (ours, other) in pairs.items() if ours != other]
+
+
+@pytest.mark.parametrize("first", range(0, CASES, 50))
+def test_generated(oracle: Oracle, first: int) -> None:
+    """Blocks, tokens, concurrency, bytes of a block, groups and refusals, without any deviation."""
+    compared = 0
+    for seed in range(first, first + 50):
+        options = generate(seed)
+        try:
+            geometry, capacity, refusal = _ours(options)
+        except EngineRefusal:
+            # Refused before there is a cache to plan: the rules of TP and DCP, which test_engine.py compares.
+            continue
+        request = geometry.request
+        context = -1 if request.max_model_len == -1 else request.max_model_len or 0
+        theirs = oracle.ask("plan", **plan_question(geometry, request.kv_cache_memory_bytes, context))
+        assert differences(geometry, capacity, refusal, theirs) == [], (seed, options)
+        compared += 1
+    assert compared > 25

@@ -1,0 +1,176 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The checks of verify, and the one text that says what is wrong."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from ansible_collections.sparkrig.serving.plugins.filter.vllm_argv import FilterModule
+from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample
+from ansible_collections.sparkrig.serving.plugins.module_utils._ray import ClusterState
+from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
+    ACCEPTED,
+    CACHE_INFO,
+    DRAFT_TOKENS,
+    DRAFTS,
+    check_cache,
+    check_completion,
+    check_drafts,
+    check_models,
+    check_ray,
+    summary,
+    unreachable_reason,
+)
+
+PLAN = {"num_blocks": 271, "kv_cache_tokens": 4336, "max_concurrency": 2.1171875, "block_size": 16}
+
+
+def info(**labels: str) -> list[Sample]:
+    numbers = {"num_gpu_blocks": "271", "kv_cache_size_tokens": "4336", "kv_cache_max_concurrency": "2.1171875"}
+    return [Sample(CACHE_INFO, {**numbers, **labels}, 1.0)]
+
+
+def test_the_plan_is_what_the_engine_did() -> None:
+    checks = check_cache(info(), PLAN)
+    assert [(check.name, check.ok, check.predicted, check.seen) for check in checks] == [
+        ("num_blocks", True, 271, 271),
+        ("kv_cache_tokens", True, 4336, 4336),
+        ("max_concurrency", True, 2.1172, 2.1172),
+    ]
+    assert checks[1].sentence == "The engine has 4336 KV tokens, as planned"
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ({"kv_cache_size_tokens": "4320"}, "The engine has 4320 KV tokens; the plan says 4336"),
+        ({"num_gpu_blocks": "270"}, "The engine has 270 KV blocks; the plan says 271"),
+        (
+            {"kv_cache_max_concurrency": "2.0"},
+            "The engine has 2 requests of full length at once; the plan says 2.1172",
+        ),
+        (
+            {"kv_cache_size_tokens": "None"},
+            "The engine does not tell its KV tokens (label kv_cache_size_tokens of vllm:cache_config_info in /metrics"
+            " is missing or no number); the plan says 4336",
+        ),
+    ],
+)
+def test_a_deviation_has_both_numbers(labels: dict[str, str], sentence: str) -> None:
+    assert [check.sentence for check in check_cache(info(**labels), PLAN) if not check.ok] == [sentence]
+
+
+def test_an_engine_without_the_metric_fails_every_number() -> None:
+    checks = check_cache([], PLAN)
+    assert [(check.ok, check.seen) for check in checks] == [(False, None)] * 3
+    assert check_cache([], {"num_blocks": None}) == []
+
+
+def counted(drafts: float, tokens: float = 0.0, accepted: float = 0.0) -> list[Sample]:
+    return [Sample(DRAFTS, {}, drafts), Sample(DRAFT_TOKENS, {}, tokens), Sample(ACCEPTED, {}, accepted)]
+
+
+def test_only_the_drafts_of_this_completion_count() -> None:
+    good = check_drafts(counted(63, 63, 40), counted(70, 70, 45))
+    assert (good.ok, good.seen) == (True, 7)
+    assert good.sentence == "The engine made 7 drafts during the completion; 5 of 7 were accepted"
+    assert not check_drafts(counted(63), counted(63)).ok
+    assert not check_drafts([], []).ok
+
+
+@pytest.mark.parametrize(
+    ("answer", "failed"),
+    [
+        ({"data": [{"id": "lab-moe", "max_model_len": 2048}]}, []),
+        (
+            {"data": [{"id": "lab-moe", "max_model_len": 1024}]},
+            ["Requests may be 1024 tokens long; the plan says 2048"],
+        ),
+        ({"data": [{"id": "other"}]}, ["The API serves other; wanted is lab-moe"]),
+        ({}, ["The API serves nothing; wanted is lab-moe"]),
+    ],
+)
+def test_the_model_and_its_context(answer: dict[str, t.Any], failed: list[str]) -> None:
+    assert [check.sentence for check in check_models(answer, "lab-moe", 2048) if not check.ok] == failed
+
+
+def test_a_completion_is_an_answer_with_tokens() -> None:
+    assert check_completion("hi", 3, 1.25, "").ok
+    assert not check_completion("", 0, 1.0, "").ok
+    failed = check_completion(None, 0, 20.04, "/v1/chat/completions did not answer within 20 s")
+    assert failed.sentence == "A completion failed after 20.0 s: /v1/chat/completions did not answer within 20 s"
+
+
+def test_the_ray_nodes() -> None:
+    nodes = {"spark1": "10.98.1.11", "spark2": "10.98.1.12"}
+    assert check_ray(ClusterState(["10.98.1.11", "10.98.1.12"], [], []), nodes).ok
+    missing = ClusterState(["10.98.1.11"], ["spark2"], ["Ray sees 1 of 2 nodes alive; missing: spark2 (10.98.1.12)"])
+    assert check_ray(missing, nodes).sentence == "Ray sees 1 of 2 nodes alive; missing: spark2 (10.98.1.12)"
+    silent = check_ray(None, nodes, "Ray's GCS at 10.98.1.11:26479 does not answer: timed out")
+    assert (silent.ok, silent.seen) == (False, None)
+
+
+NODES = ["spark1", "spark2", "spark3", "spark4"]
+BAD = {"ok": False, "sentence": "Ray sees 3 of 4 nodes alive; missing: spark3 (10.98.1.13)."}
+GOOD = {"ok": True, "sentence": "fine"}
+
+
+def test_a_dead_node_is_named_with_what_the_head_says() -> None:
+    ssh = "Failed to connect to the host via ssh: ssh: connect to host 10.98.0.13 port 22: No route to host"
+    assert summary([GOOD, BAD], {"spark3 (10.98.0.13)": ssh}, NODES, "lab-moe") == (
+        "spark3 (10.98.0.13) does not answer over SSH: ssh: connect to host 10.98.0.13 port 22: No route to host. "
+        "lab-moe needs all 4 ranks (spark1, spark2, spark3, spark4), so it is not served until they are all back. "
+        "Ray sees 3 of 4 nodes alive; missing: spark3 (10.98.1.13). "
+        "What to do: power up or reconnect what does not answer, see that `ssh` reaches it, and run"
+        " sparkrig.serving.site."
+    )
+
+
+def test_nothing_wrong_is_no_text() -> None:
+    assert summary([GOOD], {}, NODES, "lab-moe") == ""
+    assert summary([BAD], {}, NODES, "lab-moe").startswith(
+        "Ray sees 3 of 4 nodes alive; missing: spark3 (10.98.1.13). "
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("", "no reason was given"),
+        ("Data could not be sent.\nvia ssh: timed out.\n", "timed out"),
+        ("Timed out", "Timed out"),
+    ],
+)
+def test_the_reason_is_what_ssh_said_last(message: str, reason: str) -> None:
+    assert unreachable_reason(message) == reason
+
+
+def test_the_filters_read_the_results_of_all_nodes() -> None:
+    unit = {"load_state": "loaded", "active_state": "active", "main_pid": 7, "restarts": 0, "result": "success"}
+    absent = {**unit, "load_state": "not-found", "main_pid": 0, "active_state": "inactive"}
+    memory = {"memory_available_bytes": 2**30, "memory_total_bytes": 4 * 2**30}
+    hostvars = {
+        "spark1": {
+            "r": {
+                "units": {"sparkrig-vllm.service": unit, "sparkrig-ray.service": unit},
+                "health": "200",
+                **memory,
+            }
+        },
+        "spark2": {
+            "r": {"units": {"sparkrig-vllm.service": absent, "sparkrig-ray.service": {**unit, "main_pid": 0}}, **memory}
+        },
+        "spark3": {"ansible_host": "10.98.0.13", "r": {"unreachable": True, "msg": "via ssh: timed out"}},
+    }
+    filters = FilterModule().filters()
+    assert filters["unreachable_nodes"](list(hostvars), hostvars, "r") == {"spark3 (10.98.0.13)": "timed out"}
+    assert filters["status_lines"](list(hostvars), hostvars, "r") == [
+        "spark3 (10.98.0.13): does not answer over SSH: timed out",
+        "spark1: Ray active (process 7, 0 restarts), engine active (process 7, 0 restarts), API healthy,"
+        " 1.0 of 4.0 GiB memory available",
+        "spark2: Ray active (success), 1.0 of 4.0 GiB memory available",
+    ]

@@ -1,0 +1,205 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine's command line, and how systemd gets it."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.sparkrig.serving.plugins.filter.vllm_argv import FilterModule
+from ansible_collections.sparkrig.serving.plugins.module_utils._profile import KEYS
+from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import (
+    OPTIONS,
+    RIG_KEYS,
+    canonical_json,
+    systemd_command,
+    systemd_word,
+    vllm_argv,
+    vllm_options,
+)
+
+MODEL = {"base": "/b", "overlay": None, "path": "/srv/models/hybrid"}
+
+
+def options(plan: dict[str, t.Any] | None = None, **keys: t.Any) -> list[str]:
+    return vllm_options({"name": "p", "model": MODEL, **keys}, plan or {})
+
+
+def test_a_profile_becomes_flags_sorted_by_name_after_the_model() -> None:
+    words = options(
+        tensor_parallel_size=4,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        quantization=None,
+        gpu_memory_utilization=0.9,
+        served_model_name="lab-moe",
+        environment={"A": "1"},
+        fit={"device": "cpu"},
+    )
+    assert words == [
+        *("--model", "/srv/models/hybrid"),
+        "--no-enable-prefix-caching",
+        "--enforce-eager",
+        *("--gpu-memory-utilization", "0.9"),
+        *("--served-model-name", "lab-moe"),
+        *("--tensor-parallel-size", "4"),
+    ]
+
+
+def test_the_command_runs_the_api_server_of_the_tree() -> None:
+    assert vllm_argv({"model": MODEL}, None, "/tree/bin/python") == [
+        "/tree/bin/python",
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        "/srv/models/hybrid",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("profile_bytes", "plan", "wanted"),
+    [
+        (None, {}, []),
+        (5, {}, ["--kv-cache-memory-bytes", "5"]),
+        (5, {"kv_cache_memory_bytes": 7}, ["--kv-cache-memory-bytes", "7"]),
+        (5, {"kv_cache_memory_bytes": [7, 7, 7, 7]}, ["--kv-cache-memory-bytes", "7"]),
+        (5, {"kv_cache_memory_bytes": None}, ["--kv-cache-memory-bytes", "5"]),
+    ],
+)
+def test_the_plan_decides_the_bytes_of_the_kv_cache(profile_bytes: int | None, plan: t.Any, wanted: list[str]) -> None:
+    assert options(plan, kv_cache_memory_bytes=profile_bytes)[2:] == wanted
+
+
+def test_options_in_json_are_canonical() -> None:
+    one = options(speculative_config={"num_speculative_tokens": 1, "method": "mtp"})
+    two = options(speculative_config={"method": "mtp", "num_speculative_tokens": 1})
+    assert one == two
+    assert one[-2:] == ["--speculative-config", '{"method":"mtp","num_speculative_tokens":1}']
+
+
+def test_lists_flags_and_values_that_look_like_flags() -> None:
+    assert options(cudagraph_capture_sizes=[1, 2, 4])[2:] == ["--cudagraph-capture-sizes", "1", "2", "4"]
+    assert options(cudagraph_capture_sizes=[])[2:] == []
+    assert options(disable_log_stats=True)[2:] == ["--disable-log-stats"]
+    assert options(disable_log_stats=False)[2:] == []
+    assert options(max_model_len=-1)[2:] == ["--max-model-len=-1"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"max_model_length": 5}, "'max_model_length' is no option of the engine (did you mean 'max_model_len'?)"),
+        ({"zzz": 5}, "'zzz' is no option of the engine"),
+        (
+            {"api_key": "s"},
+            "'api_key' is a secret and would be readable in the list of processes; leave it out here",
+        ),
+        ({"port": "18089"}, "engine option 'port' is '18089' (str); it must be of type int"),
+        ({"port": True}, "engine option 'port' is True (bool); it must be of type int"),
+        ({"enforce_eager": 1}, "engine option 'enforce_eager' is 1 (int); it must be of type bool"),
+        ({"hf_overrides": "{}"}, "engine option 'hf_overrides' is '{}' (str); it must be of type json"),
+        ({"dtype": "a\nb"}, "engine option 'dtype' is 'a\\nb'; it must be one line"),
+        ({"model": {}}, "profile key 'model.path' is None; it must be the absolute path of the model's folder"),
+        (
+            {"model": {"path": "m"}},
+            "profile key 'model.path' is 'm'; it must be the absolute path of the model's folder",
+        ),
+    ],
+)
+def test_what_the_engine_may_not_get_is_refused_by_name(keys: dict[str, t.Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        vllm_options({"model": MODEL, **keys}, {})
+
+
+def test_a_plan_that_differs_by_rank_is_refused() -> None:
+    sentence = "the plan's kv_cache_memory_bytes is [1, 2]; the engine takes one number for all ranks"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        options({"kv_cache_memory_bytes": [1, 2]})
+
+
+def test_every_key_of_a_profile_is_known_here() -> None:
+    engine = {name for name, key in KEYS.items() if key.engine}
+    assert engine - set(OPTIONS) == set()
+    assert set(KEYS) - engine - set(RIG_KEYS) == set()
+
+
+def test_the_filters_say_what_is_wrong() -> None:
+    filters = FilterModule().filters()
+    bad = {"name": "p", "model": MODEL, "zzz": 1}
+    assert filters["vllm_argv_problem"](bad) == "Profile p: 'zzz' is no option of the engine."
+    assert filters["vllm_argv_problem"]({"name": "p", "model": MODEL}) == ""
+    with pytest.raises(AnsibleFilterError, match="^vllm_argv: 'zzz' is no option of the engine$"):
+        filters["vllm_argv"](bad)
+
+
+# --- systemd ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("--port", '"--port"'),
+        ("", '""'),
+        ("a b", '"a b"'),
+        ('{"a":"b c"}', r'"{\"a\":\"b c\"}"'),
+        ("50% $HOME ${X}", '"50%% $$HOME $${X}"'),
+        ("back\\slash", r'"back\\slash"'),
+        ("tab\tline\n", r'"tab\tline\n"'),
+        (";", '";"'),
+    ],
+)
+def test_systemd_gets_each_word_quoted(word: str, written: str) -> None:
+    assert systemd_word(word) == written
+
+
+def unquoted(text: str) -> list[str]:
+    """What systemd makes of an ExecStart= (continuation lines, quotes, C escapes, %% and $$), as systemd.syntax says."""
+    words, current, inside, position = [], "", False, 0
+    text = text.replace("\\\n", " ")
+    while position < len(text):
+        sign = text[position]
+        if sign == "\\" and inside:
+            position += 1
+            current += {"n": "\n", "t": "\t", "r": "\r"}.get(text[position], text[position])
+        elif sign == '"':
+            inside = not inside
+            if not inside:
+                words.append(current.replace("%%", "%").replace("$$", "$"))
+                current = ""
+        elif inside:
+            current += sign
+        position += 1
+    return words
+
+
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=("Cs",))), max_size=5))
+def test_systemd_hands_on_what_was_given(words: list[str]) -> None:
+    argv = ["/bin/true", *words]
+    assert unquoted(systemd_command(argv)) == argv
+
+
+@given(
+    st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=8)
+)
+def test_json_survives_systemd(value: t.Any) -> None:
+    [_program, text] = unquoted(systemd_command(["/bin/true", canonical_json(value)]))
+    assert json.loads(text) == value
+
+
+@pytest.mark.parametrize("argv", [[], ["python"]])
+def test_a_command_needs_an_absolute_program(argv: list[str]) -> None:
+    with pytest.raises(ValueError, match="its first word must be an absolute path"):
+        systemd_command(argv)
+
+
+def test_a_nul_byte_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds a NUL byte"):
+        systemd_word("a\0b")

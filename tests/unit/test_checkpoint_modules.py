@@ -1,0 +1,397 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import CONFIG_FILE, INDEX_FILE
+from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_hybrid, checkpoint_info
+from lab import checkpoint
+
+SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+MTP_SHARD = "model-00004-of-00004.safetensors"
+
+ADDED_BY_ANSIBLE = {"gid", "group", "mode", "owner", "size", "state", "uid"}
+
+Run = t.Callable[..., "dict[str, t.Any]"]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for name, files in checkpoint.build(0).items():
+        checkpoint.write(tmp_path / name, files)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(main: t.Callable[[], None], **arguments: t.Any) -> dict[str, t.Any]:
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            main()
+        result = json.loads(capsys.readouterr().out)
+        assert isinstance(result, dict)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def build(models: Path, run: Run) -> Run:
+    """Runs checkpoint_hybrid on the lab's folders; keywords change or add options."""
+
+    def build(check: bool = False, **options: t.Any) -> dict[str, t.Any]:
+        arguments = {
+            "base": str(models / "lab-base"),
+            "overlay": str(models / "lab-mtp"),
+            "path": str(models / "hybrid"),
+            "_ansible_check_mode": check,
+            "_ansible_diff": True,
+            **options,
+        }
+        return run(checkpoint_hybrid.main, **arguments)
+
+    return build
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_hybrid_shares_inodes_and_has_one_whole_index(models: Path, build: Run) -> None:
+    result = build(tensor_parallel_size=4)
+    assert result["changed"]
+    hybrid = models / "hybrid"
+    for name in [*SHARDS, CONFIG_FILE, "tokenizer.json"]:
+        assert (hybrid / name).samefile(models / "lab-base" / name)
+    assert (hybrid / MTP_SHARD).samefile(models / "lab-mtp" / MTP_SHARD)
+    assert (hybrid / INDEX_FILE).stat().st_nlink == 1
+    index = json.loads((hybrid / INDEX_FILE).read_text())
+    assert index == json.loads((models / "lab-mtp" / INDEX_FILE).read_text())
+    assert "model.layers.3.eh_proj.weight" in index["weight_map"]
+    assert hybrid.stat().st_mode & 0o777 == 0o755
+    assert result["path"] == str(hybrid)
+    assert result["mtp"] == {"promised": True, "present": True, "precision": "bf16", "layers": [3], "bytes": 1379728}
+    assert len(result["weights_bytes"]) == 4
+    assert f"{MTP_SHARD}: linked from {models}/lab-mtp" in result["actions"]
+    assert f"{INDEX_FILE}: written out of both indexes" in result["actions"]
+
+
+def test_second_run_changes_nothing(models: Path, build: Run) -> None:
+    first = build()
+    before = tree(models)
+    second = build()
+    assert not second["changed"]
+    assert second["diff"]["before"] == second["diff"]["after"]
+    assert all(sentence.endswith(": already there") for sentence in second["actions"])
+    assert tree(models) == before
+    assert second["digest"] == first["digest"]
+
+
+def same(predicted: dict[str, t.Any], done: dict[str, t.Any]) -> bool:
+    """Whether what was predicted came true; Ansible adds owner and mode of a path that exists."""
+    return all(done[key] == value for key, value in predicted.items() if key not in {"invocation", *ADDED_BY_ANSIBLE})
+
+
+def test_check_mode_predicts_and_touches_nothing(models: Path, build: Run) -> None:
+    before = tree(models)
+    predicted = build(check=True)
+    assert tree(models) == before
+    done = build()
+    assert same(predicted, done)
+    assert predicted["changed"]
+    assert predicted["diff"]["before"] == ""
+    assert f"{SHARDS[0]}: link {models}/lab-base/{SHARDS[0]}\n" in predicted["diff"]["after"]
+    assert build(check=True)["changed"] is False
+
+
+def test_base_and_overlay_keep_every_byte(models: Path, build: Run) -> None:
+    before = digests(models / "lab-base"), digests(models / "lab-mtp")
+    build()
+    (models / "hybrid" / INDEX_FILE).write_text("{}")
+    os.unlink(models / "hybrid" / SHARDS[0])
+    build()
+    build(overlay=None)
+    assert (digests(models / "lab-base"), digests(models / "lab-mtp")) == before
+
+
+@pytest.mark.parametrize("damage", ["index", "copy", "gone", "extra"])
+def test_what_somebody_changed_is_put_right(models: Path, build: Run, damage: str) -> None:
+    build()
+    hybrid = models / "hybrid"
+    whole = digests(hybrid)
+    if damage == "index":
+        (hybrid / INDEX_FILE).write_text("{}")
+    elif damage == "copy":
+        content = (hybrid / SHARDS[1]).read_bytes()
+        (hybrid / SHARDS[1]).unlink()
+        (hybrid / SHARDS[1]).write_bytes(content)
+    elif damage == "gone":
+        (hybrid / SHARDS[1]).unlink()
+    else:
+        (hybrid / "stray.safetensors").write_bytes(b"")
+    result = build()
+    assert result["changed"]
+    assert digests(hybrid) == whole
+    assert (hybrid / SHARDS[1]).samefile(models / "lab-base" / SHARDS[1])
+    assert not build()["changed"]
+    if damage == "extra":
+        assert "stray.safetensors: removed, neither base nor overlay has it" in result["actions"]
+
+
+def test_new_overlay_replaces_the_old_one(models: Path, build: Run) -> None:
+    build()
+    checkpoint.write(models / "lab-mtp", checkpoint.build(1)["lab-mtp"])
+    assert build()["changed"]
+    assert (models / "hybrid" / MTP_SHARD).samefile(models / "lab-mtp" / MTP_SHARD)
+    assert sorted(path.name for path in models.iterdir()) == ["hybrid", "lab-base", "lab-mtp"]
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as SIGKILL does: nothing after it runs, not even an except OSError."""
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_killed_at_any_point_leaves_no_hybrid_or_a_whole_one(
+    models: Path, build: Run, monkeypatch: pytest.MonkeyPatch, existing: bool
+) -> None:
+    if existing:
+        build()
+        checkpoint.write(models / "lab-mtp", checkpoint.build(1)["lab-mtp"])
+    sources = digests(models / "lab-base"), digests(models / "lab-mtp")
+    calls = 0
+    limit = 0
+
+    def guarded(real: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+        def call(*arguments: t.Any, **options: t.Any) -> t.Any:
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                raise Killed
+            return real(*arguments, **options)
+
+        return call
+
+    kills = 0
+    while True:
+        limit += 1
+        calls = 0
+        with monkeypatch.context() as patch:
+            for name in ("link", "rename", "fsync", "mkdir"):
+                patch.setattr(os, name, guarded(getattr(os, name)))
+            try:
+                build()
+            except Killed:
+                kills += 1
+            else:
+                break
+        hybrid = models / "hybrid"
+        if hybrid.exists():
+            index = json.loads((hybrid / INDEX_FILE).read_text())
+            assert all((hybrid / shard).exists() for shard in index["weight_map"].values())
+        assert (digests(models / "lab-base"), digests(models / "lab-mtp")) == sources
+    assert kills >= 10
+    assert not build()["changed"]
+    assert sorted(path.name for path in models.iterdir()) == ["hybrid", "lab-base", "lab-mtp"]
+    assert (models / "hybrid" / MTP_SHARD).samefile(models / "lab-mtp" / MTP_SHARD)
+
+
+def test_what_an_interrupted_run_left_is_removed(models: Path, build: Run) -> None:
+    build()
+    stale = models / "hybrid.partial-abc"
+    stale.mkdir()
+    os.link(models / "lab-base" / SHARDS[0], stale / SHARDS[0])
+    predicted = build(check=True)
+    assert stale.exists()
+    result = build()
+    assert same(predicted, result)
+    assert result["changed"]
+    assert result["actions"][0] == f"{stale}: removed, an interrupted run had left it"
+    assert not stale.exists()
+    assert (models / "lab-base" / SHARDS[0]).exists()
+
+
+def test_base_is_served_as_it_is(models: Path, build: Run) -> None:
+    for path in (None, str(models / "lab-base"), str(models / "lab-base") + "/"):
+        result = build(overlay=None, path=path, mtp=False)
+        assert not result["changed"]
+        assert result["path"] == str(models / "lab-base")
+        assert result["actions"] == [f"{models}/lab-base: served as it is"]
+    assert not (models / "hybrid").exists()
+
+
+def test_base_alone_can_have_a_folder_of_its_own(models: Path, build: Run) -> None:
+    result = build(overlay=None, mtp=False)
+    assert result["changed"]
+    assert (models / "hybrid" / INDEX_FILE).samefile(models / "lab-base" / INDEX_FILE)
+
+
+def test_links_of_a_download_cache_are_followed(models: Path, build: Run) -> None:
+    real = models / "blobs"
+    real.mkdir()
+    os.rename(models / "lab-base" / SHARDS[0], real / "blob")
+    (models / "lab-base" / SHARDS[0]).symlink_to("../blobs/blob")
+    build()
+    assert not (models / "hybrid" / SHARDS[0]).is_symlink()
+    assert (models / "hybrid" / SHARDS[0]).samefile(real / "blob")
+    (real / "blob").unlink()
+    assert build()["msg"] == (f"{models}/blobs/blob does not exist: a link to it leads nowhere; copy the file there")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> t.Iterator[Path]:
+    """A folder on another file system."""
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no file system of its own here")
+    with tempfile.TemporaryDirectory(dir=shared_memory) as folder:
+        yield Path(folder)
+
+
+def test_overlay_on_another_file_system_is_copied(models: Path, build: Run, elsewhere: Path) -> None:
+    overlay = shutil.copytree(models / "lab-mtp", elsewhere / "mtp")
+    result = build(overlay=str(overlay))
+    shard = models / "hybrid" / MTP_SHARD
+    assert shard.read_bytes() == (overlay / MTP_SHARD).read_bytes()
+    assert f"{MTP_SHARD}: copied, as its file system is another one, from {overlay}" in result["actions"]
+    assert not build(overlay=str(overlay))["changed"]
+
+
+def test_base_on_another_file_system_is_refused(models: Path, build: Run, elsewhere: Path) -> None:
+    base = shutil.copytree(models / "lab-base", elsewhere / "base")
+    result = build(base=str(base))
+    assert result["msg"] == (
+        f"{base}/config.json is on another file system than {models}/hybrid, so it cannot be hardlinked, and a copy of "
+        "the whole base would take its size again; choose a path on the base's file system"
+    )
+    assert not (models / "hybrid").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (18, "base and path are on different mounts, choose a path on the base's file system"),
+        (28, "free some room on that file system"),
+        (1, "the kernel lets only the owner make hardlinks there, run the task as root"),
+    ],
+)
+def test_failed_link_leaves_nothing(
+    models: Path, build: Run, monkeypatch: pytest.MonkeyPatch, number: int, sentence: str
+) -> None:
+    def link(source: str, target: str) -> None:
+        raise OSError(number, os.strerror(number), source)
+
+    monkeypatch.setattr(os, "link", link)
+    result = build()
+    assert result["msg"].startswith("The hybrid could not be built: ")
+    assert result["msg"].endswith(f"; {sentence}")
+    assert sorted(path.name for path in models.iterdir()) == ["lab-base", "lab-mtp"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"base": "{models}/none"},
+            "{models}/none is no folder on this node; put the checkpoint there, or correct the path",
+        ),
+        (
+            {"overlay": None},
+            "config.json promises 1 MTP layer (num_nextn_predict_layers), but no file holds model.layers.3.*: add the "
+            "overlay that does, or serve without drafts",
+        ),
+        (
+            {"path": "{models}/lab-base"},
+            "path is {models}/lab-base, in, around or at {models}/lab-base; the hybrid needs a folder of its own",
+        ),
+        (
+            {"path": "{models}/lab-base/../lab-mtp/hybrid"},
+            "path is {models}/lab-mtp/hybrid, in, around or at {models}/lab-mtp; the hybrid needs a folder of its own",
+        ),
+        (
+            {"path": "{models}"},
+            "path is {models}, in, around or at {models}/lab-base; the hybrid needs a folder of its own",
+        ),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0, it must be at least 1"),
+        (
+            {"tensor_parallel_size": 3},
+            "self_attn.q_b_proj.weight is 512 wide, which 3 ranks cannot split evenly\n"
+            "self_attn.kv_b_proj.weight is 512 wide, which 3 ranks cannot split evenly\n"
+            "self_attn.o_proj.weight is 256 wide, which 3 ranks cannot split evenly\n"
+            "mlp.gate_proj.weight is 256 wide, which 3 ranks cannot split evenly\n"
+            "mlp.up_proj.weight is 256 wide, which 3 ranks cannot split evenly\n"
+            "and 7 more problems",
+        ),
+        ({"pipeline_parallel_size": 5}, "pipeline_parallel_size is 5, the model has only 3 layers"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_touched(
+    models: Path, build: Run, options: dict[str, t.Any], sentence: str
+) -> None:
+    before = tree(models)
+    filled = {key: value.format(models=models) if isinstance(value, str) else value for key, value in options.items()}
+    result = build(**filled)
+    assert result["failed"]
+    assert result["msg"] == sentence.format(models=models)
+    assert tree(models) == before
+
+
+def test_folder_of_somebody_else_is_never_touched(models: Path, build: Run) -> None:
+    (models / "hybrid").mkdir()
+    (models / "hybrid" / "thesis.tex").write_text("")
+    result = build()
+    assert re.match(re.escape(f"{models}/hybrid exists and was not built by this module; move it away"), result["msg"])
+    assert [path.name for path in (models / "hybrid").iterdir()] == ["thesis.tex"]
+
+
+def test_empty_folder_is_taken(models: Path, build: Run) -> None:
+    (models / "hybrid").mkdir()
+    assert build()["changed"]
+
+
+def test_overlay_needs_a_path(models: Path, build: Run) -> None:
+    assert "path" in build(path=None)["msg"]
+
+
+def test_info_reports_problems_without_failing(models: Path, run: Run) -> None:
+    (models / "lab-base" / SHARDS[1]).unlink()
+    result = run(checkpoint_info.main, path=str(models / "lab-base"), tensor_parallel_size=2)
+    assert "failed" not in result
+    assert not result["changed"]
+    assert result["problems"] == [
+        f"{SHARDS[1]} is missing in {models}/lab-base, and {INDEX_FILE} names it; copy it there"
+    ]
+    assert set(result["files"]) == {SHARDS[0], SHARDS[2]}
+
+
+def test_info_of_no_checkpoint_fails(models: Path, run: Run) -> None:
+    (models / "lab-base" / CONFIG_FILE).unlink()
+    result = run(checkpoint_info.main, path=str(models / "lab-base"))
+    assert result["msg"].startswith(f"{models}/lab-base has no config.json")
+
+
+def test_info_says_of_the_hybrid_what_the_build_said(models: Path, build: Run, run: Run) -> None:
+    built = build(tensor_parallel_size=2)
+    seen = run(checkpoint_info.main, path=str(models / "hybrid"), tensor_parallel_size=2)
+    ignored = {"actions", "diff", "changed", "invocation", *ADDED_BY_ANSIBLE}
+    assert {key: value for key, value in seen.items() if key not in ignored} == {
+        key: value for key, value in built.items() if key not in ignored
+    }

@@ -1,0 +1,242 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module rig_service with files that are real and a systemctl that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.sparkrig.serving.plugins.module_utils import _rig_unit
+from ansible_collections.sparkrig.serving.plugins.modules import rig_service
+
+UNIT = "[Unit]\nDescription=x\n[Service]\nExecStart=/bin/sleep 9\n[Install]\nWantedBy=multi-user.target\n"
+
+
+class Systemd:
+    """Knows one unit, and what it was started with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.unit = folder / "x.service"
+        self.active, self.enabled, self.loaded = "inactive", False, ""
+        self.stamp: str | None = None
+        self.calls: list[list[str]] = []
+
+    def run_command(self, _module: AnsibleModule, words: list[str], **_options: t.Any) -> tuple[int, str, str]:
+        verb = words[1]
+        if verb != "show":
+            self.calls.append(words[1:])
+        text = self.unit.read_text() if self.unit.exists() else ""
+        if verb == "daemon-reload":
+            self.loaded = text
+        elif verb in ("enable", "disable"):
+            self.enabled = verb == "enable"
+        elif verb in ("start", "restart"):
+            self.active = "active"
+            self.stamp = text.split("SPARKRIG_STAMP=")[1].split("\n")[0]
+        elif verb == "stop":
+            self.active, self.stamp = "inactive", None
+        shown = {
+            "LoadState": "loaded" if text else "not-found",
+            "ActiveState": self.active,
+            "MainPID": "7" if self.active == "active" else "0",
+            "UnitFileState": "enabled" if self.enabled else "disabled",
+            "NeedDaemonReload": "yes" if text != self.loaded else "no",
+        }
+        return 0, "\n".join(f"{key}={value}" for key, value in shown.items()), ""
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
+    fake = Systemd(tmp_path)
+    plain_read = rig_service.read
+
+    def read(path: str) -> bytes | None:
+        if path == "/proc/7/environ":
+            return b"" if fake.stamp is None else f"{_rig_unit.STAMP_VARIABLE}={fake.stamp}\0".encode()
+        return plain_read(path)
+
+    monkeypatch.setattr(rig_service, "UNIT_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(rig_service, "read", read)
+    monkeypatch.setattr(AnsibleModule, "run_command", lambda self, words, **more: fake.run_command(self, words, **more))
+    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _self, name, required=False: name)
+    return fake
+
+
+def call(capsys: pytest.CaptureFixture[str], check: bool = False, **options: t.Any) -> dict[str, t.Any]:
+    arguments = {"name": "x.service", "_ansible_check_mode": check, "_ansible_diff": True, **options}
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        rig_service.main()
+    result: dict[str, t.Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_first_everything_then_nothing(systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = tmp_path / "x.env"
+    options = {"content": UNIT, "files": [{"path": str(env), "content": "A=1\n"}], "restart_on": ["digest"]}
+    first = call(capsys, **options)
+    assert (first["changed"], first["started"]) == (True, True)
+    assert first["actions"] == [
+        f"{env}: created",
+        f"{systemd.unit}: created",
+        "x.service: enabled",
+        "x.service: started, it was not running",
+    ]
+    assert systemd.calls == [["daemon-reload"], ["enable", "x.service"], ["start", "x.service"]]
+    systemd.calls.clear()
+    second = call(capsys, **options)
+    assert (second["changed"], second["started"], systemd.calls) == (False, False, [])
+    assert second["actions"] == ["x.service: left running (process 7), nothing that it was made from has changed"]
+    assert second["stamp"] == first["stamp"]
+    assert second["diff"]["before"] == second["diff"]["after"] == {}
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"content": UNIT, "secret": {"path": str(tmp_path / "etc/s.env"), "variable": "K"}}
+    dry = call(capsys, check=True, **options)
+    assert dry["changed"]
+    assert dry["started"]
+    assert not systemd.unit.exists()
+    assert systemd.calls == []
+    assert [line.split(": ")[1] for line in dry["actions"]] == [
+        line.split(": ")[1] for line in call(capsys, **options)["actions"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "calls"),
+    [
+        ({"content": UNIT.replace("9", "8")}, [["daemon-reload"], ["restart", "x.service"]]),
+        ({"restart_on": ["other"]}, [["daemon-reload"], ["restart", "x.service"]]),
+        ({"force_restart": True}, [["restart", "x.service"]]),
+        ({"enabled": False}, [["disable", "x.service"]]),
+    ],
+)
+def test_only_what_counts_restarts(
+    systemd: Systemd, capsys: pytest.CaptureFixture[str], change: dict[str, t.Any], calls: list[list[str]]
+) -> None:
+    options = {"content": UNIT, "restart_on": ["digest"]}
+    call(capsys, **options)
+    systemd.calls.clear()
+    assert call(capsys, **{**options, **change})["changed"]
+    assert systemd.calls == calls
+
+
+def test_an_environment_file_of_others_restarts(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = tmp_path / "fabric.env"
+    options = {"content": UNIT, "restart_files": [str(env)]}
+    call(capsys, **options)
+    env.write_text("A=1\n")
+    assert call(capsys, **options)["started"]
+    assert not call(capsys, **options)["started"]
+
+
+def test_a_run_interrupted_before_the_restart_is_made_up_for(
+    systemd: Systemd, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(capsys, content=UNIT)
+    systemd.stamp = "older"
+    assert call(capsys, content=UNIT)["started"]
+
+
+def test_a_secret_is_made_once_kept_hidden_and_only_for_root(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "secrets.env"
+    options = {"content": UNIT, "secret": {"path": str(path), "variable": "VLLM_API_KEY"}}
+    first = call(capsys, **options)
+    text = path.read_text()
+    key = text.strip().split("=", 1)[1]
+    assert len(key) == 43
+    assert text == f"VLLM_API_KEY={key}\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    second = call(capsys, **options)
+    assert not second["changed"]
+    assert path.read_text() == text
+    assert key not in json.dumps([first, second])
+    # Somebody opened it to the world: closed again, and the key stays.
+    path.chmod(0o644)
+    assert call(capsys, **options)["changed"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text() == text
+    # The user gives a key of his own: the engine must get it.
+    own = {**options, "secret": {**options["secret"], "value": "my-key"}}  # type: ignore[dict-item]
+    third = call(capsys, **own)
+    assert third["started"]
+    assert "my-key" not in json.dumps({name: third[name] for name in ("actions", "diff")})
+    assert path.read_text() == "VLLM_API_KEY=my-key\n"
+
+
+def test_a_key_that_no_file_can_carry_is_refused(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = {"path": str(tmp_path / "s.env"), "variable": "K", "value": 'a "b"'}
+    result = call(capsys, content=UNIT, secret=secret)
+    assert result["failed"]
+    assert result["msg"].startswith("The value for K holds a blank, a quote")
+    assert systemd.calls == []
+
+
+def test_a_unit_that_has_no_place_here_goes(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "y.service").write_text("[Service]\n")
+    result = call(capsys, content=UNIT, absent_units=["y.service", "z.service"])
+    assert "y.service: stopped, disabled and removed, it has no place on this node" in result["actions"]
+    assert ["disable", "--now", "y.service"] in systemd.calls
+    assert not (tmp_path / "y.service").exists()
+
+
+def test_stop_and_stop_again(systemd: Systemd, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, content=UNIT)
+    systemd.calls.clear()
+    assert call(capsys, state="stopped")["changed"]
+    assert systemd.calls == [["stop", "x.service"]]
+    again = call(capsys, state="stopped")
+    assert (again["changed"], again["actions"]) == (False, ["x.service: left alone, it does not run"])
+
+
+def test_a_process_that_is_left_is_named(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rig_service.Service, "leftovers", lambda _self, _folder: ["12 ray::IDLE"])
+    result = call(capsys, state="stopped", leftovers_under="/opt/sparkrig", stop_timeout_s=0)
+    assert result["failed"]
+    assert "1 process(es) under /opt/sparkrig still run on this node: 12 ray::IDLE." in result["msg"]
+
+
+def test_leftovers_are_found_by_their_program(systemd: Systemd, tmp_path: Path) -> None:
+    service = rig_service.Service.__new__(rig_service.Service)
+    parent = os.path.dirname(os.path.realpath("/proc/self/exe"))
+    assert str(os.getpid()) not in [line.split()[0] for line in service.leftovers(parent)]
+    assert service.leftovers(str(tmp_path)) == []
+
+
+def test_a_masked_unit_is_not_fought_over(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, _words, **_more: (0, "LoadState=masked\n", ""))
+    result = call(capsys, content=UNIT)
+    assert result["msg"].startswith("x.service is masked on this node, so it cannot be started.")
+
+
+def test_what_systemctl_refuses_is_told(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, words, **_more: (1, "", f"no {words[1]}"))
+    result = call(capsys, content=UNIT)
+    assert result["msg"].endswith(
+        "ended with 1: no show. What to do: `systemctl status x.service` and `journalctl -u x.service` on this node"
+        " tell more."
+    )
