@@ -38,8 +38,8 @@ options:
     default: true
   absorbed_copies:
     description:
-      - Whether the engine keeps the key and value projections of latent attention (MLA) a second time, in the layout that
-        decoding wants, although they are not quantised. The measured GLM-5.2 engine did; vLLM 0.32.0 keeps a view.
+      - Whether the engine keeps the key and value projections of latent attention (MLA) a second time, in the layout
+        that decoding wants, although they are not quantised. The measured GLM-5.2 engine did; vLLM 0.32.0 keeps a view.
       - Quantised projections are unpacked for decoding by every engine, and always count twice.
     type: bool
     default: true

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 
 DOCUMENTATION = r"""
@@ -59,7 +60,7 @@ def kv_budget(options: t.Any) -> dict[str, t.Any]:
     try:
         return fit(options)
     except ValueError as error:
-        raise AnsibleFilterError("kv_budget: %s" % error) from error
+        raise AnsibleFilterError(f"kv_budget: {error}") from error
 
 
 class FilterModule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit_nodes
 
 DOCUMENTATION = r"""
@@ -52,7 +53,7 @@ def kv_plan(options: t.Any, serving: t.Sequence[str | None] = ()) -> dict[str, t
     try:
         return fit_nodes(options, serving)
     except ValueError as error:
-        raise AnsibleFilterError("kv_budget: %s" % error) from error
+        raise AnsibleFilterError(f"kv_budget: {error}") from error
 
 
 class FilterModule:

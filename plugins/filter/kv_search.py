@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_search import search
 
 DOCUMENTATION = r"""
@@ -51,7 +52,7 @@ def kv_search(question: t.Any) -> dict[str, t.Any]:
     try:
         return search(question)
     except ValueError as error:
-        raise AnsibleFilterError("kv_search: %s" % error) from error
+        raise AnsibleFilterError(f"kv_search: {error}") from error
 
 
 class FilterModule:

@@ -11,42 +11,6 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._profile import load_profile
 
-DOCUMENTATION = r"""
-name: profile
-short_description: A serving profile with overrides, checked
-version_added: 1.0.0
-author: The sparkrig engineers (@sparkrig)
-description:
-  - Lays overrides over the content of a profile's file and checks every key and the rules between keys.
-  - Anything wrong is an error of one sentence that names the key, the value and the rule.
-options:
-  _input:
-    description: The content of the profile's file.
-    type: dict
-    required: true
-  name:
-    description: The profile's name.
-    type: str
-    required: true
-  overrides:
-    description: Keys to replace. Dicts are merged key by key.
-    type: dict
-    default: {}
-"""
-
-EXAMPLES = r"""
----
-- name: Show the longest context of a profile with one key changed
-  ansible.builtin.debug:
-    msg: "{{ (content | sparkrig.serving.profile('lab_cpu', {'max_model_len': 1024})).max_model_len }}"
-"""
-
-RETURN = r"""
-_value:
-  description: The profile, with every key that a profile may have; null where it has no value.
-  type: dict
-"""
-
 
 def profile(content: dict[str, t.Any], name: str, overrides: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
     """The filter; see :func:`load_profile`."""

@@ -5,33 +5,6 @@
 
 from __future__ import annotations
 
-DOCUMENTATION = r"""
-name: runtime_odd
-short_description: Name the nodes whose runtime is not the one that most have
-version_added: 1.0.0
-author: The sparkrig engineers (@sparkrig)
-description:
-  - Compares what each node runs and returns the nodes that differ from the majority.
-positional: _input
-options:
-  _input:
-    description: What each host runs, by the host's name.
-    type: dict
-    required: true
-"""
-
-EXAMPLES = r"""
----
-# => {"spark3": "bbbb"}
-odd: "{{ {'spark1': 'aaaa', 'spark2': 'aaaa', 'spark3': 'bbbb'} | sparkrig.serving.runtime_odd }}"
-"""
-
-RETURN = r"""
-_value:
-  description: The hosts that differ, with what they run. Empty when all agree.
-  type: dict
-"""
-
 from collections.abc import Callable
 from typing import Any
 

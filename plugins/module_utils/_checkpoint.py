@@ -272,6 +272,7 @@ class Survey:
         self._seen_layers: set[int] = set()
         self._indexers: set[int] = set()
         self._rules: dict[tuple[t.Any, ...], tuple[str, int]] = {}
+        self._embedding_bytes = 0
         self._unpacks = False
         self._problems: list[str] = []
 
@@ -346,11 +347,18 @@ class Survey:
         part, rank_bytes = _part(name), self._rank_bytes(name, tensor)
         self._parts[part] += tensor.size_bytes
         self._stage_bytes[-1 if part in ("head", "norms") else 0] += rank_bytes
-        # A tied head needs the embedding on the last stage, and a draft model cannot borrow it from the first.
-        if part == "embeddings" and len(self._stage_bytes) > 1:
-            drafts = bool(self._promised and self._layout.mtp)
-            if drafts or self._text.get("tie_word_embeddings"):
-                self._stage_bytes[-1] += rank_bytes
+        if part == "embeddings":
+            self._embedding_bytes += rank_bytes
+
+    def _add_embedding_of_last_stage(self) -> None:
+        """Without a head in the files the embedding is the head, and no stage can borrow that of the first.
+
+        A head in the files counts even when the config ties it: vLLM loads it, and gives it back only when it turns
+        out to be equal.
+        """
+        tied = self._text.get("tie_word_embeddings") and not self._parts["head"]
+        if len(self._stage_bytes) > 1 and (tied or self._drafting_layers()):
+            self._stage_bytes[-1] += self._embedding_bytes
 
     def _rank_bytes(self, name: str, tensor: Tensor) -> int:
         """What one rank of a stage keeps of a tensor."""
@@ -458,6 +466,7 @@ class Survey:
         """
         if complete:
             self._check_layers()
+        self._add_embedding_of_last_stage()
         self._add_indexers()
         self._add_absorbed_copies()
         drafts = sorted(layer for layer in self._seen_layers if layer >= self._layers)

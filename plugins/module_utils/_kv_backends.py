@@ -10,7 +10,6 @@ Private to this collection.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Cache, Model
@@ -34,9 +33,9 @@ class Backend:
     name: str
     implementation: str
     multiple: int = 0
-    fixed: Tuple[int, ...] = ()
-    dcp_since: Optional[Tuple[int, int]] = None
-    interleaves_since: Optional[Tuple[int, int]] = None
+    fixed: tuple[int, ...] = ()
+    dcp_since: tuple[int, int] | None = None
+    interleaves_since: tuple[int, int] | None = None
     row_page: int = 0
 
     @property
@@ -55,7 +54,7 @@ class Backend:
     @property
     def spoken_sizes(self) -> str:
         """The kernel's block sizes as the engine prints them."""
-        return ", ".join(str(size) for size in self.fixed) or "MultipleOf(%d)" % self.multiple
+        return ", ".join(str(size) for size in self.fixed) or f"MultipleOf({self.multiple})"
 
     def runs(self, block_size: int) -> bool:
         """Whether a kernel can run blocks of this size, whole or cut into equal parts."""
@@ -86,7 +85,7 @@ _ROWS = (
     Backend("FLASHINFER_MLA_SPARSE_SM120", "FlashInferMLASparseSM120Impl", multiple=64, row_page=64),
     Backend("B12X_MLA_SPARSE", "B12xMLASparseImpl", multiple=64, dcp_since=(0, 24)),
 )
-BACKENDS: Dict[str, Backend] = {row.name: row for row in _ROWS}
+BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
 _INDEXER_BLOCK = 64
 
 _FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
@@ -119,7 +118,7 @@ def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
     if name is not None:
         if name not in BACKENDS:
             raise ValueError(
-                "attention_backend: %r is not known here; known are %s" % (name, ", ".join(sorted(BACKENDS)))
+                "attention_backend: {!r} is not known here; known are {}".format(name, ", ".join(sorted(BACKENDS)))
             )
         return BACKENDS[name]
     if request.device == "cpu":
@@ -201,7 +200,7 @@ def judged_backend(request: Request) -> bool:
     return request.device == "cpu" or request.compute_capability is not None or request.attention_backend is not None
 
 
-def unsupported_dtype(dtype: str, model: Model, backend: Backend) -> Optional[str]:
+def unsupported_dtype(dtype: str, model: Model, backend: Backend) -> str | None:
     """vLLM's words when a cache dtype cannot go with the model, else None."""
     if dtype == "nvfp4" and model.mla:
         return (

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Tuple
 
 GIB = 2**30
 
@@ -41,7 +40,7 @@ class Dialect:
     """
 
     name: str
-    version: Tuple[int, int]
+    version: tuple[int, int]
     null_block: bool = False
     auto_fit: bool = True
     check: str = "groups"
@@ -56,7 +55,7 @@ class Dialect:
     pads_attention_pages: bool = False
     window_kernels: bool = False
     caches_state_prefixes: bool = False
-    checkpoint_kinds: Tuple[str, ...] = ()
+    checkpoint_kinds: tuple[str, ...] = ()
     state_blocks_by_length: bool = False
     shares_indexers: bool = True
     overlaps_stages: bool = False
@@ -139,9 +138,7 @@ _V030 = _ROWS[-1]
 _V032 = replace(_V030, name="0.32", version=(0, 32), auto_fit_text="device", overlaps_stages=True)
 _V033 = replace(_V032, name="0.33", version=(0, 33), checkpoint_kinds=("mamba2", "gdn"))
 # The seed's fork of June 2026 logs what 0.24 logs.
-_DARK_DEVOTION = replace(
-    _ROWS[2], name="dark-devotion", utilization=0.9
-)
+_DARK_DEVOTION = replace(_ROWS[2], name="dark-devotion", utilization=0.9)
 
 # Minor versions that were compared with the published wheels, and the row that each follows.
 _BY_MINOR = {
@@ -170,12 +167,12 @@ def find_dialect(engine: str) -> Dialect:
     match = _VERSION.match(engine)
     row = _BY_MINOR.get(int(match.group(1))) if match else None
     if row is None:
-        raise ValueError("engine: %r is not a planner that is known here; known are %s" % (engine, KNOWN_ENGINES))
+        raise ValueError(f"engine: {engine!r} is not a planner that is known here; known are {KNOWN_ENGINES}")
     return row
 
 
 def format_gib(dialect: Dialect, size_bytes: int) -> str:
     """Bytes as the engine prints GiB: rounded to two places, 0.13 with both places always shown."""
     if dialect.version < (0, 20):
-        return "%.2f" % (size_bytes / GIB)
+        return f"{size_bytes / GIB:.2f}"
     return str(round(size_bytes / GIB, 2))

@@ -9,9 +9,9 @@ All groups draw blocks from one pool, so a block is as large as the largest grou
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Dict, Hashable, Iterable, List, Sequence, Tuple
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
@@ -42,8 +42,8 @@ class Entry:
 class Group:
     """Layers that share a block table. `mixed` groups hold layers with pages of different sizes."""
 
-    entries: Tuple[Entry, ...]
-    kinds: Tuple[Spec, ...]
+    entries: tuple[Entry, ...]
+    kinds: tuple[Spec, ...]
     page: int
     mixed: bool
 
@@ -52,17 +52,17 @@ class Group:
         return max(spec.request_blocks(demand) for spec in self.kinds)
 
 
-def _distinct(entries: Sequence[Entry]) -> Tuple[Spec, ...]:
+def _distinct(entries: Sequence[Entry]) -> tuple[Spec, ...]:
     return tuple(dict.fromkeys(entry.spec for entry in entries))
 
 
-def make_group(entries: Sequence[Entry], mixed: bool, kinds: Tuple[Spec, ...] = ()) -> Group:
+def make_group(entries: Sequence[Entry], mixed: bool, kinds: tuple[Spec, ...] = ()) -> Group:
     """A group of these caches; kinds are given when the group may be empty on this rank."""
     page = sum(entry.spec.page for entry in entries)
     return Group(tuple(entries), kinds or _distinct(entries), page, mixed)
 
 
-def _type_key(spec: Spec) -> Tuple[Hashable, ...]:
+def _type_key(spec: Spec) -> tuple[Hashable, ...]:
     """What layers must have in common to share one group with pages of different sizes."""
     if spec.kind in (SLIDING, CHUNKED):
         return (spec.family, spec.block_size, spec.sharded, spec.window)
@@ -75,7 +75,7 @@ def _is_one_type(entries: Sequence[Entry]) -> bool:
     return len({_type_key(spec) for spec in _distinct(entries)}) == 1
 
 
-def _promoted(entries: Sequence[Entry]) -> List[Entry]:
+def _promoted(entries: Sequence[Entry]) -> list[Entry]:
     """Windows treated as full attention, which is what a disabled hybrid manager allocates."""
     if _is_one_type(entries):
         return list(entries)
@@ -112,7 +112,8 @@ def _unified(spec: Spec, largest: int, dialect: Dialect) -> Spec:
         return spec.with_page(largest)
     if dialect.version < (0, 26):
         raise _PagesDiffer(
-            "The page size of the layer is not divisible by the maximum page size. Cannot unify by adjusting block_size."
+            "The page size of the layer is not divisible by the maximum page size. Cannot unify by adjusting "
+            "block_size."
         )
     raise _PagesDiffer(
         "page size is not divisible by the maximum page size and cannot be padded. Padding is only supported for "
@@ -120,9 +121,9 @@ def _unified(spec: Spec, largest: int, dialect: Dialect) -> Spec:
     )
 
 
-def _unify_pages(entries: Sequence[Entry], dialect: Dialect) -> List[Entry]:
+def _unify_pages(entries: Sequence[Entry], dialect: Dialect) -> list[Entry]:
     largest = max(entry.spec.page for entry in entries)
-    cache: Dict[Spec, Spec] = {}
+    cache: dict[Spec, Spec] = {}
     unified = []
     for entry in entries:
         if entry.spec not in cache:
@@ -131,14 +132,14 @@ def _unify_pages(entries: Sequence[Entry], dialect: Dialect) -> List[Entry]:
     return unified
 
 
-def _bucketed(entries: Sequence[Entry], dialect: Dialect) -> List[Group]:
+def _bucketed(entries: Sequence[Entry], dialect: Dialect) -> list[Group]:
     """Buckets of equal layers, cut into groups of one size; the rest of a bucket is padding."""
-    buckets: Dict[Spec, List[Entry]] = {}
+    buckets: dict[Spec, list[Entry]] = {}
     for entry in entries:
         buckets.setdefault(entry.spec, []).append(entry)
     sizes = [len(bucket) for bucket in buckets.values()]
     size = max(sizes) if max(sizes) * 100 < min(sizes) * dialect.group_ratio_percent else min(sizes)
-    groups = []
+    groups: list[Group] = []
     for bucket in buckets.values():
         count = ceil_div(len(bucket), size)
         # Every count-th layer, so that a pipeline stage holds layers of every group.
@@ -146,7 +147,7 @@ def _bucketed(entries: Sequence[Entry], dialect: Dialect) -> List[Group]:
     return groups
 
 
-def _fallback(entries: Sequence[Entry]) -> List[Group]:
+def _fallback(entries: Sequence[Entry]) -> list[Group]:
     """MLA beside sliding windows whose pages do not fit: full allocation for all."""
     kinds = {entry.spec.kind for entry in entries}
     if not (kinds & {MLA, INDEXER} and SLIDING in kinds) or CHUNKED in kinds:
@@ -157,7 +158,7 @@ def _fallback(entries: Sequence[Entry]) -> List[Group]:
         return []
 
 
-def group_entries(entries: Sequence[Entry], dialect: Dialect, disable_hybrid: bool) -> List[Group]:
+def group_entries(entries: Sequence[Entry], dialect: Dialect, disable_hybrid: bool) -> list[Group]:
     """The cache groups of a whole model.
 
     entries: caches in the order of registration; disable_hybrid: windows are allocated as full attention.
@@ -176,14 +177,14 @@ def group_entries(entries: Sequence[Entry], dialect: Dialect, disable_hybrid: bo
     return _bucketed(unified, dialect)
 
 
-def split_drafts(entries: Sequence[Entry]) -> List[Group]:
+def split_drafts(entries: Sequence[Entry]) -> list[Group]:
     """The fork's replicated draft: the model in one group, its draft layers, not dealt out by DCP, in another."""
     own = [entry for entry in entries if not entry.draft]
     drafts = [replace(entry, spec=replace(entry.spec, sharded=False)) for entry in entries if entry.draft]
     return [make_group(part, mixed=True) for part in (own, drafts) if part]
 
 
-def project(groups: Sequence[Group], first: int, end: int, dialect: Dialect) -> List[Group]:
+def project(groups: Sequence[Group], first: int, end: int, dialect: Dialect) -> list[Group]:
     """The groups as one pipeline stage sees them, which holds the layers first..end-1."""
     projected = []
     for group in groups:

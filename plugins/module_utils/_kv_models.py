@@ -11,8 +11,9 @@ Private to this collection.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
     CHUNKED,
@@ -46,7 +47,7 @@ class StateShape:
     columns: int
     groups: int = 0
     group_width: int = 0
-    dtype: Optional[str] = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Cache:
     key: int = 0
     value: int = 0
     window: int = 0
-    state: Optional[StateShape] = None
+    state: StateShape | None = None
 
 
-Layer = Tuple[Cache, ...]
+Layer = tuple[Cache, ...]
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ class Model:
     sparse: bool
     query_heads: int
     kv_heads: int
-    layers: Tuple[Layer, ...]
-    drafts: Tuple[Layer, ...]
+    layers: tuple[Layer, ...]
+    drafts: tuple[Layer, ...]
     draft_count: int
-    context: Optional[int]
+    context: int | None
     context_key: str
-    model_max_length: Optional[int]
-    cache_scheme: Optional[str]
+    model_max_length: int | None
+    cache_scheme: str | None
     encoder_tokens: int
     hybrid: bool
     prefix_caching_default: bool
@@ -105,24 +106,24 @@ class _Fields:
     def has(self, key: str) -> bool:
         return self.config.get(key) is not None
 
-    def integer(self, key: str, default: Optional[int] = None, minimum: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
         value = self.config.get(key)
         if value is None:
             if default is None:
-                raise ValueError("config: %s is missing; model_type %s cannot be sized without it" % (key, self.model_type))
+                raise ValueError(f"config: {key} is missing; model_type {self.model_type} cannot be sized without it")
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError("config: %s is %r; it must be an integer of at least %d" % (key, value, minimum))
+            raise ValueError(f"config: {key} is {value!r}; it must be an integer of at least {minimum}")
         return value
 
-    def strings(self, key: str, length: int) -> Optional[List[str]]:
+    def strings(self, key: str, length: int) -> list[str] | None:
         value = self.config.get(key)
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            raise ValueError("config: %s must be a list of strings, not %s" % (key, type(value).__name__))
+            raise ValueError(f"config: {key} must be a list of strings, not {type(value).__name__}")
         if len(value) < length:
-            raise ValueError("config: %s has %d entries for %d layers" % (key, len(value), length))
+            raise ValueError(f"config: {key} has {len(value)} entries for {length} layers")
         return value[:length]
 
 
@@ -144,15 +145,15 @@ class Family:
     defaults: what the model's own config class fills in where published configs leave a key out.
     """
 
-    build: Callable[[_Fields, Family], Tuple[Layer, ...]]
-    mtp_key: Optional[str] = None
+    build: Callable[[_Fields, Family], tuple[Layer, ...]]
+    mtp_key: str | None = None
     mla: bool = False
     hybrid: bool = False
     window: str = "layer_types"
-    defaults: Tuple[Tuple[str, int], ...] = ()
+    defaults: tuple[tuple[str, int], ...] = ()
     prefix_caching_default: bool = True
 
-    def default(self, key: str) -> Optional[int]:
+    def default(self, key: str) -> int | None:
         return dict(self.defaults).get(key)
 
 
@@ -160,10 +161,7 @@ def _heads(fields: _Fields, family: Family) -> _Heads:
     query = fields.integer("num_attention_heads", family.default("num_attention_heads"))
     kv = fields.integer("num_key_value_heads", family.default("num_key_value_heads") or query)
     size = fields.config.get("head_dim") or family.default("head_dim")
-    if size is None:
-        size = fields.integer("hidden_size") // query
-    else:
-        size = fields.integer("head_dim", size)
+    size = fields.integer("hidden_size") // query if size is None else fields.integer("head_dim", size)
     return _Heads(query, kv, size)
 
 
@@ -171,13 +169,13 @@ def _layer_count(fields: _Fields) -> int:
     return fields.integer("num_hidden_layers")
 
 
-def _windowed(heads: _Heads, window: Optional[int]) -> Cache:
+def _windowed(heads: _Heads, window: int | None) -> Cache:
     if window is None:
         return Cache(FULL, heads.kv, heads.size, heads.size)
     return Cache(SLIDING, heads.kv, heads.size, heads.size, window=window)
 
 
-def _window_size(fields: _Fields, family: Family) -> Optional[int]:
+def _window_size(fields: _Fields, family: Family) -> int | None:
     if fields.config.get("sliding_window") == 0:
         return None
     if "sliding_window" in fields.config and fields.config["sliding_window"] is None:
@@ -188,7 +186,7 @@ def _window_size(fields: _Fields, family: Family) -> Optional[int]:
     return fields.integer("sliding_window", default)
 
 
-def _plain(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _plain(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Llama and its kin: full attention, or windows where layer_types (or the whole model) says so."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
@@ -200,25 +198,25 @@ def _plain(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
     return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
 
 
-def _unwindowed(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _unwindowed(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Models whose vLLM class never uses a window."""
     return ((_windowed(_heads(fields, family), None),),) * _layer_count(fields)
 
 
-def _qwen_types(fields: _Fields, count: int) -> List[str]:
+def _qwen_types(fields: _Fields, count: int) -> list[str]:
     first = fields.integer("max_window_layers", minimum=0)
     return fields.strings("layer_types", count) or [
         "sliding_attention" if layer >= first else "full_attention" for layer in range(count)
     ]
 
 
-def _qwen_window(fields: _Fields) -> Optional[int]:
+def _qwen_window(fields: _Fields) -> int | None:
     if not fields.config.get("use_sliding_window") or not fields.has("sliding_window"):
         return None
     return fields.integer("sliding_window")
 
 
-def _qwen(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _qwen(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen2 and Qwen3: windows only with use_sliding_window, and then for all layers or none."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
     if window is None:
@@ -229,21 +227,21 @@ def _qwen(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
         if first != count:
             raise EngineRefusal(
                 "Sliding window for some but all layers is not supported. This model uses sliding window but "
-                "`max_window_layers` = %d is less than `num_hidden_layers` = %d. Please open an issue to discuss this "
-                "feature." % (first, count)
+                f"`max_window_layers` = {first} is less than `num_hidden_layers` = {count}. Please open an "
+                "issue to discuss this feature."
             )
         return ((_windowed(heads, None),),) * count
     return ((_windowed(heads, window if types[0] == "sliding_attention" else None),),) * count
 
 
-def _qwen2_moe(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _qwen2_moe(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen2-MoE: the window counts only when every layer has it."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
     every = window is not None and set(_qwen_types(fields, count)) == {"sliding_attention"}
     return ((_windowed(heads, window if every else None),),) * count
 
 
-def _qwen3_moe(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _qwen3_moe(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen3-MoE: the window of use_sliding_window is on every layer, unless layer_types says otherwise."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
     types = fields.strings("layer_types", count)
@@ -252,14 +250,14 @@ def _qwen3_moe(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
     return ((_windowed(heads, window),),) * count
 
 
-def _alternating(period: int, full_at: int) -> Callable[[_Fields, Family], Tuple[Layer, ...]]:
+def _alternating(period: int, full_at: int) -> Callable[[_Fields, Family], tuple[Layer, ...]]:
     """Windows on all layers but every `period`-th; layer_types in the config wins."""
 
-    def build(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+    def build(fields: _Fields, family: Family) -> tuple[Layer, ...]:
         heads, count = _heads(fields, family), _layer_count(fields)
         window = _window_size(fields, family)
         if window is None:
-            raise ValueError("config: sliding_window is missing; model_type %s has windowed layers" % fields.model_type)
+            raise ValueError(f"config: sliding_window is missing; model_type {fields.model_type} has windowed layers")
         if fields.config.get("use_bidirectional_attention"):
             raise ValueError("config: use_bidirectional_attention is an embedding model, which keeps no cache")
         step = fields.integer("sliding_window_pattern", period)
@@ -272,14 +270,14 @@ def _alternating(period: int, full_at: int) -> Callable[[_Fields, Family], Tuple
     return build
 
 
-def _gpt_oss(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _gpt_oss(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """gpt-oss: vLLM puts the window on even layers whatever layer_types says."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
     return tuple((_windowed(heads, window if layer % 2 == 0 else None),) for layer in range(count))
 
 
-def _llama4(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _llama4(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Llama 4: chunked local attention where rotary embeddings are used, full attention elsewhere."""
     heads, count = _heads(fields, family), _layer_count(fields)
     chunk = fields.config.get("attention_chunk_size", 8192)
@@ -291,7 +289,7 @@ def _llama4(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
     local = (Cache(CHUNKED, heads.kv, heads.size, heads.size, window=fields.integer("attention_chunk_size", 8192)),)
     flags = rope or [int((layer + 1) % interval != 0) for layer in range(count)]
     if len(flags) < count:
-        raise ValueError("config: no_rope_layers has %d entries for %d layers" % (len(flags), count))
+        raise ValueError(f"config: no_rope_layers has {len(flags)} entries for {count} layers")
     return tuple(local if flags[layer] else full for layer in range(count))
 
 
@@ -323,15 +321,13 @@ def owns_indexer(fields_config: Config, layer: int) -> bool:
 
 def _check_index_rule(fields: _Fields) -> None:
     pattern = fields.config.get("index_topk_pattern")
-    if pattern is not None and not (
-        isinstance(pattern, (str, list)) and all(entry in ("F", "S") for entry in pattern)
-    ):
-        raise ValueError("config: index_topk_pattern is %r; it must consist of F and S, one for each layer" % (pattern,))
+    if pattern is not None and not (isinstance(pattern, (str, list)) and all(entry in ("F", "S") for entry in pattern)):
+        raise ValueError(f"config: index_topk_pattern is {pattern!r}; it must consist of F and S, one for each layer")
     fields.integer("index_topk_freq", 1)
     fields.integer("index_skip_topk_offset", 2, minimum=0)
 
 
-def _mla(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _mla(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """DeepSeek, Kimi K2 and GLM-5: MLA, with an indexer where the config has index_topk."""
     count, latent = _layer_count(fields), _latent(fields)
     if not fields.has("index_topk"):
@@ -341,14 +337,14 @@ def _mla(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
     return tuple(own if owns_indexer(fields.config, layer) else shared for layer in range(count))
 
 
-def _state_dtype(fields: _Fields, key: str) -> Optional[str]:
+def _state_dtype(fields: _Fields, key: str) -> str | None:
     value = fields.config.get(key)
     if value not in (None, "auto", "float32", "bfloat16", "float16"):
-        raise ValueError("config: %s is %r; it must be float32, bfloat16 or float16" % (key, value))
+        raise ValueError(f"config: {key} is {value!r}; it must be float32, bfloat16 or float16")
     return None if value in (None, "auto") else str(value)
 
 
-def _gated_delta(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _gated_delta(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen3-Next and Qwen3.5: gated delta net, with full attention on every fourth layer."""
     heads, count = _heads(fields, family), _layer_count(fields)
     interval = fields.integer("full_attention_interval", 4)
@@ -381,12 +377,14 @@ _NEMOTRON_NAMES = {
 }
 
 
-def _nemotron_types(fields: _Fields, pattern_key: str, names_keys: Sequence[str]) -> List[str]:
+def _nemotron_types(fields: _Fields, pattern_key: str, names_keys: Sequence[str]) -> list[str]:
     pattern = fields.config.get(pattern_key)
     if pattern is not None:
         unknown = sorted(set(pattern) - set(_NEMOTRON_LETTERS))
         if unknown:
-            raise ValueError("config: %s has %r; known are M (Mamba2), * (attention), - (MLP), E (MoE)" % (pattern_key, unknown[0]))
+            raise ValueError(
+                f"config: {pattern_key} has {unknown[0]!r}; known are M (Mamba2), * (attention), - (MLP), E (MoE)"
+            )
         return [_NEMOTRON_LETTERS[letter] for letter in pattern]
     for key in names_keys:
         if fields.has(key):
@@ -394,9 +392,9 @@ def _nemotron_types(fields: _Fields, pattern_key: str, names_keys: Sequence[str]
             names = list(fields.config[key])
             unknown = sorted(set(names) - set(_NEMOTRON_NAMES))
             if unknown:
-                raise ValueError("config: %s has %r, which is no kind of layer of %s" % (key, unknown[0], fields.model_type))
+                raise ValueError(f"config: {key} has {unknown[0]!r}, which is no kind of layer of {fields.model_type}")
             return [_NEMOTRON_NAMES[name] for name in names]
-    raise ValueError("config: %s is missing; model_type %s cannot be sized without it" % (pattern_key, fields.model_type))
+    raise ValueError(f"config: {pattern_key} is missing; model_type {fields.model_type} cannot be sized without it")
 
 
 def _nemotron_layer(fields: _Fields, family: Family, kind: str) -> Layer:
@@ -421,12 +419,12 @@ def _nemotron_layer(fields: _Fields, family: Family, kind: str) -> Layer:
     return (Cache(STATE, state=state),)
 
 
-def _nemotron_h(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _nemotron_h(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     types = _nemotron_types(fields, "hybrid_override_pattern", ("layers_block_type", "layer_types"))
     return tuple(_nemotron_layer(fields, family, kind) for kind in types)
 
 
-def _whisper(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _whisper(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Whisper: each decoder layer keeps its own keys and those of the encoder's output."""
     heads = fields.integer("decoder_attention_heads")
     size = fields.integer("d_model") // heads
@@ -442,14 +440,22 @@ _LLAMA = Family(_plain)
 _MLA = Family(_mla, mtp_key="num_nextn_predict_layers", mla=True)
 _GEMMA3_FAMILY = Family(_alternating(6, 5), defaults=_GEMMA3)
 _QWEN_NEXT = Family(
-    _gated_delta, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=(("head_dim", 256),), prefix_caching_default=False
+    _gated_delta,
+    mtp_key="num_nextn_predict_layers",
+    hybrid=True,
+    defaults=(("head_dim", 256),),
+    prefix_caching_default=False,
 )
 _QWEN35 = Family(
-    _gated_delta, mtp_key="mtp_num_hidden_layers", hybrid=True, defaults=(("head_dim", 256),), prefix_caching_default=False
+    _gated_delta,
+    mtp_key="mtp_num_hidden_layers",
+    hybrid=True,
+    defaults=(("head_dim", 256),),
+    prefix_caching_default=False,
 )
 
 # model_type of the text part of a config -> how it is read.
-_FAMILIES: Dict[str, Family] = {
+_FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": Family(_plain, defaults=(("sliding_window", 4096),)),
     "ministral3": _LLAMA,
@@ -538,7 +544,7 @@ def _first_architecture(config: Config) -> str:
     return str(names[0]) if isinstance(names, list) and names else ""
 
 
-def _identify(config: Config) -> Tuple[str, Config]:
+def _identify(config: Config) -> tuple[str, Config]:
     """The model_type that decides, and the config of the text part."""
     model_type = config.get("model_type")
     architecture = _first_architecture(config)
@@ -547,7 +553,7 @@ def _identify(config: Config) -> Tuple[str, Config]:
     if model_type in _WRAPPERS:
         text = config.get(_WRAPPERS[model_type])
         if not isinstance(text, dict):
-            raise ValueError("config: model_type %s has no %s" % (model_type, _WRAPPERS[model_type]))
+            raise ValueError(f"config: model_type {model_type} has no {_WRAPPERS[model_type]}")
         inner, _unused = _identify(text)
         return inner, text
     if model_type in _FAMILIES:
@@ -555,15 +561,15 @@ def _identify(config: Config) -> Tuple[str, Config]:
     if model_type is None and architecture in _ARCHITECTURES:
         return _ARCHITECTURES[architecture], config
     raise ValueError(
-        "config: model_type %r (architecture %s) is not a model that is known here; it is refused rather than guessed"
-        % (model_type, architecture or "not given")
+        f"config: model_type {model_type!r} (architecture {architecture or 'not given'}) is not a model that is known "
+        "here; it is refused rather than guessed"
     )
 
 
-def _context(fields: _Fields, family: Family) -> Tuple[Optional[int], str]:
+def _context(fields: _Fields, family: Family) -> tuple[int | None, str]:
     """The longest context by the config: the smallest of its length keys, times a linear rope factor."""
     config = fields.config
-    found: Optional[int] = None
+    found: int | None = None
     key_of = ""
     for key in _CONTEXT_KEYS:
         if config.get(key) is None:
@@ -594,7 +600,7 @@ def _rope_factor(config: Config) -> float:
     return float(factor)
 
 
-def _modelopt_scheme(quantization: Config) -> Optional[str]:
+def _modelopt_scheme(quantization: Config) -> str | None:
     inner = quantization.get("quantization")
     inner = inner if isinstance(inner, dict) else quantization
     scheme = (
@@ -612,9 +618,11 @@ def _modelopt_scheme(quantization: Config) -> Optional[str]:
     return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(scheme).lower()) if scheme else None
 
 
-def _cache_scheme(config: Config, text: Config) -> Optional[str]:
+def _cache_scheme(config: Config, text: Config) -> str | None:
     """The cache dtype that the checkpoint asks for when kv_cache_dtype is auto."""
-    quantization = config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config")
+    quantization = (
+        config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config")
+    )
     if not isinstance(quantization, dict):
         return None
     method = str(quantization.get("quant_method", "")).lower().replace("_", "-")
@@ -625,7 +633,7 @@ def _cache_scheme(config: Config, text: Config) -> Optional[str]:
     return None
 
 
-def _drafts(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
+def _drafts(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Caches of the built-in draft layers: full copies of an attention layer of the model."""
     if family.mtp_key is None or not fields.config.get(family.mtp_key):
         return ()
@@ -639,7 +647,7 @@ def _drafts(fields: _Fields, family: Family) -> Tuple[Layer, ...]:
     return ((_windowed(_heads(fields, family), None),),) * count
 
 
-def merge_overrides(config: Config, overrides: Config) -> Dict[str, Any]:
+def merge_overrides(config: Config, overrides: Config) -> dict[str, Any]:
     """hf_overrides laid over a config; nested dicts are merged, as vLLM does."""
     merged = dict(config)
     for key, value in overrides.items():

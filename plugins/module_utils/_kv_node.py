@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import Group
@@ -44,9 +45,9 @@ class Rank:
     kv_bytes: int
     overhead_bytes: int
     reserve_bytes: int
-    available_bytes: Optional[int]
-    total_bytes: Optional[int]
-    gate_bytes: Optional[int]
+    available_bytes: int | None
+    total_bytes: int | None
+    gate_bytes: int | None
 
     @property
     def needed_bytes(self) -> int:
@@ -54,16 +55,16 @@ class Rank:
         return self.weights_bytes + self.kv_bytes + self.overhead_bytes + self.reserve_bytes
 
     @property
-    def headroom_bytes(self) -> Optional[int]:
+    def headroom_bytes(self) -> int | None:
         """What is left on the node; negative when the rank does not fit."""
         return None if self.available_bytes is None else self.available_bytes - self.needed_bytes
 
     @property
     def name(self) -> str:
         """How sentences call this rank."""
-        return "rank %d (%s)" % (self.rank, self.node) if self.node else "rank %d" % self.rank
+        return f"rank {self.rank} ({self.node})" if self.node else f"rank {self.rank}"
 
-    def as_dict(self) -> Dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The rank as the module returns it."""
         return {
             "rank": self.rank,
@@ -82,7 +83,7 @@ class Rank:
 
 def amount(size_bytes: int) -> str:
     """Bytes for a sentence: exact, with GiB beside it."""
-    return "%s B (%.2f GiB)" % (format(size_bytes, ","), size_bytes / GIB)
+    return "{} B ({:.2f} GiB)".format(format(size_bytes, ","), size_bytes / GIB)
 
 
 def _tokens(count: int) -> str:
@@ -97,19 +98,19 @@ def _share(request: Request, geometry: Geometry) -> float:
     return geometry.dialect.utilization if request.gpu_memory_utilization is None else request.gpu_memory_utilization
 
 
-def _gate_bytes(request: Request, geometry: Geometry, rank: int) -> Optional[int]:
+def _gate_bytes(request: Request, geometry: Geometry, rank: int) -> int | None:
     """What the engine wants to see free at start-up, None where it does not look or the total is not known.
 
     ceil(total * gpu_memory_utilization) on a GPU, with explicit KV bytes too; on a CPU only without them.
     """
-    total = _at(request.memory_total_bytes, rank)
+    total: int | None = _at(request.memory_total_bytes, rank)
     explicit = bool(request.kv_cache_memory_bytes) or request.kv_cache_auto
     if total is None or (request.device == "cpu" and explicit):
         return None
     return math.ceil(total * _share(request, geometry))
 
 
-def _ranks(request: Request, geometry: Geometry, budgets: Sequence[int]) -> List[Rank]:
+def _ranks(request: Request, geometry: Geometry, budgets: Sequence[int]) -> list[Rank]:
     return [
         Rank(
             rank=rank,
@@ -126,17 +127,18 @@ def _ranks(request: Request, geometry: Geometry, budgets: Sequence[int]) -> List
     ]
 
 
-def _rooms(request: Request) -> Tuple[int, ...]:
+def _rooms(request: Request) -> tuple[int, ...]:
     """Bytes that each rank has left for KV by measurement."""
     if not request.memory_available_bytes or None in request.memory_available_bytes:
         raise ValueError(
-            "memory_available_bytes: it is needed for every rank when kv_cache_memory_bytes is auto and max_model_len is -1"
+            "memory_available_bytes: it is needed for every rank when kv_cache_memory_bytes is auto and max_model_len "
+            "is -1"
         )
     empty = _ranks_without_cache(request)
-    return tuple(available - taken for available, taken in zip(request.memory_available_bytes, empty))
+    return tuple((available or 0) - taken for available, taken in zip(request.memory_available_bytes, empty))
 
 
-def _ranks_without_cache(request: Request) -> Tuple[int, ...]:
+def _ranks_without_cache(request: Request) -> tuple[int, ...]:
     return tuple(
         (_at(request.weights_bytes, rank) or 0)
         + (_at(request.overhead_bytes, rank) or 0)
@@ -163,12 +165,12 @@ def longest_for_rooms(geometry: Geometry, rooms: Sequence[int], sequences: int, 
     return found
 
 
-def _self_sized(request: Request, geometry: Geometry) -> Tuple[int, ...]:
+def _self_sized(request: Request, geometry: Geometry) -> tuple[int, ...]:
     """What an engine without explicit KV bytes takes: its share of the total less weights and overhead."""
     if not request.memory_total_bytes or not request.weights_bytes:
         raise ValueError(
-            "kv_cache_memory_bytes: give bytes, a list by rank or auto; without it memory_total_bytes and weights_bytes "
-            "are needed, from which the engine sizes its cache by gpu_memory_utilization"
+            "kv_cache_memory_bytes: give bytes, a list by rank or auto; without it memory_total_bytes and "
+            "weights_bytes are needed, from which the engine sizes its cache by gpu_memory_utilization"
         )
     share = _share(request, geometry)
     return tuple(
@@ -177,7 +179,7 @@ def _self_sized(request: Request, geometry: Geometry) -> Tuple[int, ...]:
     )
 
 
-def _budgets(request: Request, geometry: Geometry) -> Tuple[Tuple[int, ...], Optional[int]]:
+def _budgets(request: Request, geometry: Geometry) -> tuple[tuple[int, ...], int | None]:
     """KV bytes by rank and the context to plan for."""
     if request.kv_cache_memory_bytes:
         return request.kv_cache_memory_bytes, request.max_model_len
@@ -193,7 +195,7 @@ def _budgets(request: Request, geometry: Geometry) -> Tuple[Tuple[int, ...], Opt
     return smallest_budgets(geometry, context, request.max_num_seqs), context
 
 
-def _legal_dcps(request: Request) -> List[int]:
+def _legal_dcps(request: Request) -> list[int]:
     tp = request.tensor_parallel_size
     return [dcp for dcp in range(request.decode_context_parallel_size + 1, tp + 1) if tp % dcp == 0]
 
@@ -207,9 +209,9 @@ def _fits_with(request: Request, context: int) -> bool:
         return False
 
 
-def _cache_changes(request: Request, geometry: Geometry, capacity: Capacity) -> List[Dict[str, Any]]:
+def _cache_changes(request: Request, geometry: Geometry, capacity: Capacity) -> list[dict[str, Any]]:
     """The smallest single changes with which the cache would hold a request, shortest first."""
-    changes: List[Dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
     fixed = replace(request, kv_cache_memory_bytes=capacity.budgets, kv_cache_auto=False)
     if 0 < capacity.longest < capacity.context:
         changes.append({"max_model_len": capacity.longest})
@@ -228,41 +230,40 @@ def _spoken(changes: Sequence[Mapping[str, Any]]) -> str:
     words = []
     for change in changes:
         for name, value in change.items():
-            words.append("no %s" % name if value is None else "%s %s" % (name, value))
+            words.append(f"no {name}" if value is None else f"{name} {value}")
     return " or ".join(words)
 
 
-def _short_cache_reason(request: Request, geometry: Geometry, capacity: Capacity, changes: Sequence[Mapping[str, Any]]) -> str:
+def _short_cache_reason(
+    request: Request, geometry: Geometry, capacity: Capacity, changes: Sequence[Mapping[str, Any]]
+) -> str:
     def shortage(rank: int) -> int:
         stage = stage_of(geometry, rank)
-        return (
-            geometry.needed_bytes(stage, capacity.context) + geometry.held_back_bytes(stage) - capacity.budgets[rank]
-        )
+        return geometry.needed_bytes(stage, capacity.context) + geometry.held_back_bytes(stage) - capacity.budgets[rank]
 
     worst = max(range(len(capacity.budgets)), key=shortage)
     stage = stage_of(geometry, worst)
     needed = geometry.needed_bytes(stage, capacity.context) + geometry.held_back_bytes(stage)
     rank = Rank(worst, _at(request.nodes, worst) or "", 0, 0, 0, 0, None, None, None)
-    longest = "the longest context that fits is %s tokens" % _tokens(capacity.longest)
+    longest = f"the longest context that fits is {_tokens(capacity.longest)} tokens"
     if capacity.longest == 0:
         longest = "not even one token fits"
-    return "The KV cache of %s is too small for one request of %s tokens: %s are needed, %s are there; %s. Smallest change: %s." % (
-        rank.name,
-        _tokens(capacity.context),
-        amount(needed),
-        amount(capacity.budgets[worst]),
-        longest,
-        _spoken(changes),
+    return (
+        f"The KV cache of {rank.name} is too small for one request of {_tokens(capacity.context)} tokens: "
+        f"{amount(needed)} are needed, {amount(capacity.budgets[worst])} are there; {longest}. Smallest change: "
+        f"{_spoken(changes)}."
     )
 
 
-def _node_changes(request: Request, geometry: Geometry, capacity: Capacity, ranks: Sequence[Rank]) -> List[Dict[str, Any]]:
+def _node_changes(
+    request: Request, geometry: Geometry, capacity: Capacity, ranks: Sequence[Rank]
+) -> list[dict[str, Any]]:
     """The smallest changes with which every rank would fit its node."""
     rooms = [
         max(0, rank.kv_bytes + min(0, rank.headroom_bytes or 0)) if rank.available_bytes is not None else rank.kv_bytes
         for rank in ranks
     ]
-    changes: List[Dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
     for sequences in range(request.max_num_seqs - 1, 0, -1):
         if request.kv_cache_auto and all(
             need <= room for need, room in zip(smallest_budgets(geometry, capacity.context, sequences), rooms)
@@ -281,29 +282,24 @@ def _node_changes(request: Request, geometry: Geometry, capacity: Capacity, rank
 
 
 def _node_reason(rank: Rank, changes: Sequence[Mapping[str, Any]]) -> str:
-    parts = "weights %s + KV %s + overhead %s + reserve %s" % (
-        amount(rank.weights_bytes),
-        amount(rank.kv_bytes),
-        amount(rank.overhead_bytes),
-        amount(rank.reserve_bytes),
+    parts = (
+        f"weights {amount(rank.weights_bytes)} + KV {amount(rank.kv_bytes)} + overhead "
+        f"{amount(rank.overhead_bytes)} + reserve {amount(rank.reserve_bytes)}"
     )
     change = ""
     for candidate in changes:
-        change = " Smallest change: %s." % " with ".join("%s %s" % pair for pair in candidate.items())
+        change = " Smallest change: {}.".format(" with ".join("{} {}".format(*pair) for pair in candidate.items()))
         break
     if not change:
-        change = " No context is short enough: free %s on the node." % amount(-(rank.headroom_bytes or 0))
-    return "%s does not fit: %s are needed (%s), %s are available, %s too few.%s" % (
-        rank.name[0].upper() + rank.name[1:],
-        amount(rank.needed_bytes),
-        parts,
-        amount(rank.available_bytes or 0),
-        amount(-(rank.headroom_bytes or 0)),
-        change,
+        change = f" No context is short enough: free {amount(-(rank.headroom_bytes or 0))} on the node."
+    return (
+        f"{rank.name[0].upper() + rank.name[1:]} does not fit: {amount(rank.needed_bytes)} are needed ({parts}), "
+        f"{amount(rank.available_bytes or 0)} are available, {amount(-(rank.headroom_bytes or 0))} too few."
+        f"{change}"
     )
 
 
-def _gate(request: Request, geometry: Geometry, rank: Rank) -> Optional[Tuple[str, str]]:
+def _gate(request: Request, geometry: Geometry, rank: Rank) -> tuple[str, str] | None:
     """The engine's own start-up gate on one rank: its text and our sentence, or None when it passes."""
     available, total = rank.available_bytes, rank.total_bytes
     if available is None:
@@ -313,29 +309,26 @@ def _gate(request: Request, geometry: Geometry, rank: Rank) -> Optional[Tuple[st
         if rank.kv_bytes <= available:
             return None
         text = texts.cpu_cache_gate(geometry.dialect, available, total or available, rank.kv_bytes)
-        change = "kv_cache_memory_bytes %d" % available
+        change = f"kv_cache_memory_bytes {available}"
         wanted = rank.kv_bytes
     else:
         if rank.gate_bytes is None or total is None or rank.gate_bytes <= available:
             return None
         share, wanted = _share(request, geometry), rank.gate_bytes
-        change = "gpu_memory_utilization %s" % (math.floor(available * 1000 / total) / 1000)
+        change = f"gpu_memory_utilization {math.floor(available * 1000 / total) / 1000}"
         if request.device == "cpu":
             text = texts.cpu_gate(geometry.dialect, available, total, share, wanted)
         else:
-            device = "cuda:%d" % (0 if request.nodes else rank.rank % request.tensor_parallel_size)
+            device = f"cuda:{0 if request.nodes else rank.rank % request.tensor_parallel_size}"
             text = texts.gpu_gate(geometry.dialect, device, available, total, share, wanted)
-    sentence = "The engine will not start on %s: it wants %s free at start-up and %s are available, %s too few. Smallest change: %s." % (
-        rank.name,
-        amount(wanted),
-        amount(available),
-        amount(wanted - available),
-        change,
+    sentence = (
+        f"The engine will not start on {rank.name}: it wants {amount(wanted)} free at start-up and "
+        f"{amount(available)} are available, {amount(wanted - available)} too few. Smallest change: {change}."
     )
     return text, sentence
 
 
-def _group_dict(group: Group) -> Dict[str, Any]:
+def _group_dict(group: Group) -> dict[str, Any]:
     parts = []
     for spec in group.kinds:
         parts.append(
@@ -364,7 +357,7 @@ def _bytes_per_token(geometry: Geometry) -> float:
     return int(best) if best == int(best) else best
 
 
-_EMPTY: Dict[str, Any] = {
+_EMPTY: dict[str, Any] = {
     "block_size": None,
     "bytes_per_block": None,
     "bytes_per_token": None,
@@ -385,11 +378,11 @@ _EMPTY: Dict[str, Any] = {
 }
 
 
-def _refused(text: str) -> Dict[str, Any]:
-    return {**_EMPTY, "fits": False, "engine_error": text, "reasons": ["The engine refuses these options: %s" % text]}
+def _refused(text: str) -> dict[str, Any]:
+    return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [f"The engine refuses these options: {text}"]}
 
 
-def fit(options: Mapping[str, Any]) -> Dict[str, Any]:
+def fit(options: Mapping[str, Any]) -> dict[str, Any]:
     """The answer to a fit.
 
     options: as `parse_request` takes them. The result's keys are those of the module `kv_budget`; `fits` is False with
@@ -406,11 +399,11 @@ def fit(options: Mapping[str, Any]) -> Dict[str, Any]:
     return _answer(request, geometry, capacity)
 
 
-def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> Dict[str, Any]:
+def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> dict[str, Any]:
     ranks = _ranks(request, geometry, capacity.budgets)
-    reasons: List[str] = []
-    changes: List[Dict[str, Any]] = []
-    error: Optional[str] = None
+    reasons: list[str] = []
+    changes: list[dict[str, Any]] = []
+    error: str | None = None
     for rank in ranks:
         gate = _gate(request, geometry, rank)
         if gate is not None:
@@ -422,7 +415,7 @@ def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> Dict[st
             changes = _cache_changes(request, geometry, capacity)
             reasons.append(_short_cache_reason(request, geometry, capacity, changes))
         else:
-            reasons.append("The engine refuses these options: %s" % capacity.error)
+            reasons.append(f"The engine refuses these options: {capacity.error}")
     short = [rank for rank in ranks if rank.headroom_bytes is not None and rank.headroom_bytes < 0]
     if short:
         node_changes = _node_changes(request, geometry, capacity, ranks)
@@ -468,7 +461,7 @@ def document_sha256(document: str) -> str:
     return hashlib.sha256(document.encode("utf-8")).hexdigest()
 
 
-def fit_nodes(options: Mapping[str, Any], serving_sha256: Sequence[Optional[str]] = ()) -> Dict[str, Any]:
+def fit_nodes(options: Mapping[str, Any], serving_sha256: Sequence[str | None] = ()) -> dict[str, Any]:
     """A fit and the plan to write: `result`, `document` (the text of plan.json), `sha256`, `served` (by rank).
 
     serving_sha256: by rank, the digest of the plan that is being served there, None where nothing is. A rank that

@@ -10,8 +10,9 @@ Private to this collection.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable
 
 CACHE_DTYPES = (
     "auto",
@@ -43,35 +44,35 @@ class Request:
     pipeline_parallel_size: int = 1
     decode_context_parallel_size: int = 1
     dcp_kv_cache_interleave_size: int = 1
-    dcp_comm_backend: Optional[str] = None
+    dcp_comm_backend: str | None = None
     kv_cache_dtype: str = "auto"
-    block_size: Optional[int] = None
-    max_model_len: Optional[int] = None
+    block_size: int | None = None
+    max_model_len: int | None = None
     max_num_seqs: int = 1
     max_num_batched_tokens: int = 2048
-    enable_prefix_caching: Optional[bool] = None
-    mamba_ssm_cache_dtype: Optional[str] = None
-    speculative_method: Optional[str] = None
+    enable_prefix_caching: bool | None = None
+    mamba_ssm_cache_dtype: str | None = None
+    speculative_method: str | None = None
     speculative_tokens: int = 0
     replicated_draft: bool = False
-    draft_config: Optional[Mapping[str, Any]] = None
+    draft_config: Mapping[str, Any] | None = None
     hf_overrides: Mapping[str, Any] = ()  # type: ignore[assignment]
-    kv_cache_memory_bytes: Tuple[int, ...] = ()
+    kv_cache_memory_bytes: tuple[int, ...] = ()
     kv_cache_auto: bool = False
     engine: str = "0.32.0"
     device: str = "cuda"
-    compute_capability: Optional[Tuple[int, int]] = None
-    attention_backend: Optional[str] = None
+    compute_capability: tuple[int, int] | None = None
+    attention_backend: str | None = None
     kv_cache_layout: str = "LBNHC"
-    num_gpu_blocks_override: Optional[int] = None
-    disable_hybrid_kv_cache_manager: Optional[bool] = None
-    weights_bytes: Tuple[int, ...] = ()
-    memory_available_bytes: Tuple[Optional[int], ...] = ()
-    memory_total_bytes: Tuple[int, ...] = ()
-    gpu_memory_utilization: Optional[float] = None
-    overhead_bytes: Tuple[int, ...] = ()
-    reserve_bytes: Tuple[int, ...] = ()
-    nodes: Tuple[str, ...] = ()
+    num_gpu_blocks_override: int | None = None
+    disable_hybrid_kv_cache_manager: bool | None = None
+    weights_bytes: tuple[int, ...] = ()
+    memory_available_bytes: tuple[int | None, ...] = ()
+    memory_total_bytes: tuple[int, ...] = ()
+    gpu_memory_utilization: float | None = None
+    overhead_bytes: tuple[int, ...] = ()
+    reserve_bytes: tuple[int, ...] = ()
+    nodes: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -80,12 +81,12 @@ class Request:
 
 
 def _fail(name: str, value: object, rule: str) -> ValueError:
-    return ValueError("%s: %r is not allowed; %s" % (name, value, rule))
+    return ValueError(f"{name}: {value!r} is not allowed; {rule}")
 
 
 def _integer(name: str, value: object, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise _fail(name, value, "it must be an integer of at least %d" % minimum)
+        raise _fail(name, value, f"it must be an integer of at least {minimum}")
     return int(value)
 
 
@@ -93,11 +94,11 @@ def _count(name: str, value: object) -> int:
     return _integer(name, value, 1)
 
 
-def _optional_count(name: str, value: object) -> Optional[int]:
+def _optional_count(name: str, value: object) -> int | None:
     return None if value is None else _integer(name, value, 1)
 
 
-def _context(name: str, value: object) -> Optional[int]:
+def _context(name: str, value: object) -> int | None:
     if value is None or value == -1 and not isinstance(value, bool):
         return -1 if value is not None else None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -111,23 +112,23 @@ def _boolean(name: str, value: object) -> bool:
     return value
 
 
-def _optional_boolean(name: str, value: object) -> Optional[bool]:
+def _optional_boolean(name: str, value: object) -> bool | None:
     return None if value is None else _boolean(name, value)
 
 
 def _choice(choices: Sequence[str]) -> Callable[[str, object], str]:
     def check(name: str, value: object) -> str:
         if value not in choices:
-            raise _fail(name, value, "it must be one of %s" % ", ".join(choices))
+            raise _fail(name, value, "it must be one of {}".format(", ".join(choices)))
         return str(value)
 
     return check
 
 
-def _optional_choice(choices: Sequence[str]) -> Callable[[str, object], Optional[str]]:
+def _optional_choice(choices: Sequence[str]) -> Callable[[str, object], str | None]:
     check = _choice(choices)
 
-    def check_given(name: str, value: object) -> Optional[str]:
+    def check_given(name: str, value: object) -> str | None:
         return None if value is None else check(name, value)
 
     return check_given
@@ -139,7 +140,7 @@ def _text(name: str, value: object) -> str:
     return str(value)
 
 
-def _optional_text(name: str, value: object) -> Optional[str]:
+def _optional_text(name: str, value: object) -> str | None:
     return None if value is None else _text(name, value).upper()
 
 
@@ -151,11 +152,11 @@ def _mapping(name: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-def _optional_mapping(name: str, value: object) -> Optional[Mapping[str, Any]]:
+def _optional_mapping(name: str, value: object) -> Mapping[str, Any] | None:
     return None if value is None else _mapping(name, value)
 
 
-def _capability(name: str, value: object) -> Optional[Tuple[int, int]]:
+def _capability(name: str, value: object) -> tuple[int, int] | None:
     if value is None:
         return None
     match = re.match(r"^(\d+)\.(\d+)$", str(value))
@@ -164,7 +165,7 @@ def _capability(name: str, value: object) -> Optional[Tuple[int, int]]:
     return int(match.group(1)), int(match.group(2))
 
 
-def _utilization(name: str, value: object) -> Optional[float]:
+def _utilization(name: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
@@ -172,17 +173,17 @@ def _utilization(name: str, value: object) -> Optional[float]:
     return float(value)
 
 
-def _by_rank(name: str, value: object) -> Tuple[int, ...]:
+def _by_rank(name: str, value: object) -> tuple[int, ...]:
     if value is None:
         return ()
     if isinstance(value, (list, tuple)):
         if not value:
             raise _fail(name, value, "a list by rank must have one entry for each rank")
-        return tuple(_integer("%s[%d]" % (name, rank), entry, 0) for rank, entry in enumerate(value))
+        return tuple(_integer(f"{name}[{rank}]", entry, 0) for rank, entry in enumerate(value))
     return (_integer(name, value, 0),)
 
 
-def _readings(name: str, value: object) -> Tuple[Optional[int], ...]:
+def _readings(name: str, value: object) -> tuple[int | None, ...]:
     """Measured bytes by rank; None stands for a node whose memory is not to be compared."""
     if not isinstance(value, (list, tuple)):
         return _by_rank(name, value)
@@ -190,15 +191,15 @@ def _readings(name: str, value: object) -> Tuple[Optional[int], ...]:
     return tuple(None if given is None else entry for given, entry in zip(value, known))
 
 
-def _names(name: str, value: object) -> Tuple[str, ...]:
+def _names(name: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)):
         raise _fail(name, value, "it must be a list of node names, rank 0 first")
-    return tuple(_text("%s[%d]" % (name, rank), entry) for rank, entry in enumerate(value))
+    return tuple(_text(f"{name}[{rank}]", entry) for rank, entry in enumerate(value))
 
 
-_CHECKS: Dict[str, Callable[[str, Any], Any]] = {
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "tensor_parallel_size": _count,
     "pipeline_parallel_size": _count,
     "decode_context_parallel_size": _count,
@@ -245,7 +246,7 @@ _NULL_IS_DEFAULT = ("overhead_bytes", "reserve_bytes", "kv_cache_layout")
 OPTION_NAMES = tuple(sorted(tuple(_CHECKS) + _COMPOSED))
 
 
-def _speculation(value: object) -> Dict[str, Any]:
+def _speculation(value: object) -> dict[str, Any]:
     """speculative_config as fields of Request; only what changes the cache is looked at."""
     if value is None:
         return {}
@@ -255,7 +256,7 @@ def _speculation(value: object) -> Dict[str, Any]:
         return {}
     method = value.get("method")
     if method not in DRAFT_METHODS:
-        raise _fail("speculative_config.method", method, "it must be one of %s" % ", ".join(DRAFT_METHODS))
+        raise _fail("speculative_config.method", method, "it must be one of {}".format(", ".join(DRAFT_METHODS)))
     tokens = _count("speculative_config.num_speculative_tokens", value.get("num_speculative_tokens"))
     replicated = value.get("replicated_draft", False)
     return {
@@ -265,7 +266,7 @@ def _speculation(value: object) -> Dict[str, Any]:
     }
 
 
-def _cache_bytes(value: object) -> Dict[str, Any]:
+def _cache_bytes(value: object) -> dict[str, Any]:
     if value == "auto":
         return {"kv_cache_auto": True}
     if isinstance(value, str):
@@ -279,14 +280,14 @@ def parse_request(options: Mapping[str, Any]) -> Request:
     options: the keys that DESIGN and the module's documentation name, with `config` as a dict.
     """
     if not isinstance(options, Mapping):
-        raise ValueError("options: a dictionary is needed, not %s" % type(options).__name__)
+        raise ValueError(f"options: a dictionary is needed, not {type(options).__name__}")
     unknown = sorted(str(key) for key in options if key not in OPTION_NAMES)
     if unknown:
-        raise ValueError("%s: unknown option; known are %s" % (unknown[0], ", ".join(OPTION_NAMES)))
+        raise ValueError("{}: unknown option; known are {}".format(unknown[0], ", ".join(OPTION_NAMES)))
     config = options.get("config")
     if not isinstance(config, Mapping) or not config:
-        raise ValueError("config: the model's config.json as a dictionary is needed, not %r" % (config,))
-    values: Dict[str, Any] = {"config": config}
+        raise ValueError(f"config: the model's config.json as a dictionary is needed, not {config!r}")
+    values: dict[str, Any] = {"config": config}
     for name, check in _CHECKS.items():
         if name in options and not (options[name] is None and name in _NULL_IS_DEFAULT):
             values[name] = check(name, options[name])
@@ -305,8 +306,9 @@ def _spread(request: Request) -> Request:
             values[name] = given * request.ranks
         elif given and len(given) != request.ranks:
             raise ValueError(
-                "%s: %d entries for %d ranks (tensor_parallel_size %d x pipeline_parallel_size %d); one for each is needed"
-                % (name, len(given), request.ranks, request.tensor_parallel_size, request.pipeline_parallel_size)
+                f"{name}: {len(given)} entries for {request.ranks} ranks (tensor_parallel_size "
+                f"{request.tensor_parallel_size} x pipeline_parallel_size {request.pipeline_parallel_size}); "
+                "one for each is needed"
             )
     if not values["hf_overrides"]:
         values["hf_overrides"] = {}

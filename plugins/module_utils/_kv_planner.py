@@ -10,8 +10,8 @@ tokens. Private to this collection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Dict, List, Optional, Sequence, Tuple
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
@@ -67,9 +67,9 @@ _STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class Stage:
     """What one pipeline stage holds; all tensor-parallel ranks of a stage are alike."""
 
-    groups: Tuple[Group, ...]
+    groups: tuple[Group, ...]
     block_bytes: int
-    entries: Tuple[Entry, ...]
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class Geometry:
     model: Model
     backend: Backend
     dtype: str
-    entries: Tuple[Entry, ...]
-    groups: Tuple[Group, ...]
-    stages: Tuple[Stage, ...]
-    stage_bounds: Tuple[Tuple[int, int], ...]
+    entries: tuple[Entry, ...]
+    groups: tuple[Group, ...]
+    stages: tuple[Stage, ...]
+    stage_bounds: tuple[tuple[int, int], ...]
     block_size: int
     state_mode: str
     in_flight_tokens: int
@@ -117,7 +117,7 @@ class Geometry:
         total = sum(group.page * group.request_blocks(demand) for group in self._report_groups())
         return ceil_div(total, self._report_groups()[0].page)
 
-    def _report_groups(self) -> Tuple[Group, ...]:
+    def _report_groups(self) -> tuple[Group, ...]:
         if self.request.replicated_draft:
             return self.groups
         # Groups of one page size: the padding of a short group counts like its layers.
@@ -156,9 +156,9 @@ def state_bytes(state: StateShape, request: Request, dialect: Dialect) -> int:
     if state.kind == "mamba2":
         groups = state.groups if state.groups % tp == 0 else tp
         width += 2 * groups * state.group_width
-    for count, what in ((width, "channels of the convolution"), (state.heads, "heads of the recurrent state")):
+    for count, _what in ((width, "channels of the convolution"), (state.heads, "heads of the recurrent state")):
         if count % tp:
-            raise EngineRefusal("%d is not divisible by %d" % (count, tp))
+            raise EngineRefusal(f"{count} is not divisible by {tp}")
     conv = width // tp * (state.kernel - 1 + request.speculative_tokens) * PLAIN_BYTES
     recurrent = state.heads // tp * state.rows * state.columns
     return conv + recurrent * _STATE_BYTES[request.mamba_ssm_cache_dtype or state.dtype or "bfloat16"]
@@ -183,7 +183,7 @@ def check_parallel(request: Request, model: Model, dialect: Dialect) -> None:
         raise EngineRefusal(texts.dcp_uneven_heads(dialect, queries, dcp))
 
 
-def check_kernels(geometry: Geometry) -> Optional[str]:
+def check_kernels(geometry: Geometry) -> str | None:
     """What the engine's layers refuse after it has printed its capacity, or None."""
     request, backend = geometry.request, geometry.backend
     if not judged_backend(request):
@@ -202,8 +202,8 @@ def check_kernels(geometry: Geometry) -> Optional[str]:
     return _check_sparse_dcp(geometry) if backend.name == "FLASHMLA_SPARSE" else None
 
 
-def _check_sparse_dcp(geometry: Geometry) -> Optional[str]:
-    """What FlashMLA's sparse kernel asks of DCP: packed rows, few heads on a rank, and the collective it was tried with."""
+def _check_sparse_dcp(geometry: Geometry) -> str | None:
+    """What FlashMLA's sparse kernel asks of DCP: packed rows, few heads on a rank, and a collective that it knows."""
     request = geometry.request
     if not geometry.dtype.endswith("_ds_mla"):
         return texts.sparse_dcp_cache()
@@ -232,13 +232,17 @@ def _state_mode(request: Request, model: Model, dialect: Dialect) -> str:
         return "none"
     if dialect.state_blocks_by_length:
         if request.enable_prefix_caching:
-            raise ValueError("enable_prefix_caching: engine %s with recurrent layers is known here only without it" % dialect.name)
+            raise ValueError(
+                f"enable_prefix_caching: engine {dialect.name} with recurrent layers is known here only without it"
+            )
         return "length"
     cached = request.enable_prefix_caching
     if cached is None:
         cached = dialect.caches_state_prefixes
     if cached and dialect.version < (0, 28) and model.family == "nemotron_h":
-        raise ValueError("enable_prefix_caching: engine %s with Mamba2 layers is known here only without it" % dialect.name)
+        raise ValueError(
+            f"enable_prefix_caching: engine {dialect.name} with Mamba2 layers is known here only without it"
+        )
     return "align" if cached else "none"
 
 
@@ -253,12 +257,12 @@ def _in_flight(request: Request, dialect: Dialect) -> int:
     return tokens * stages
 
 
-def _draft_layers(request: Request, model: Model) -> Tuple[Layer, ...]:
+def _draft_layers(request: Request, model: Model) -> tuple[Layer, ...]:
     if request.speculative_method == "mtp":
         if not model.drafts:
             raise ValueError(
-                "speculative_config.method: mtp needs built-in draft layers, and the config of model_type %s has none"
-                % model.family
+                "speculative_config.method: mtp needs built-in draft layers, and the config of model_type "
+                f"{model.family} has none"
             )
         layers = model.draft_count
         if request.speculative_tokens > layers and request.speculative_tokens % layers:
@@ -267,8 +271,8 @@ def _draft_layers(request: Request, model: Model) -> Tuple[Layer, ...]:
     if request.speculative_method in ("eagle", "eagle3"):
         if request.draft_config is None:
             raise ValueError(
-                "draft_config: speculative_config.method %s needs the config.json of the draft model"
-                % request.speculative_method
+                f"draft_config: speculative_config.method {request.speculative_method} needs the config.json "
+                "of the draft model"
             )
         return read_model(request.draft_config).layers
     return ()
@@ -315,7 +319,9 @@ class _Builder:
             raise ValueError("a recurrent layer without the shape of its state")
         raw = state_bytes(state, self.request, self.dialect)
         checkpoints = 1 if self.state_mode == "align" and state.kind in self.dialect.checkpoint_kinds else 0
-        length = self.block_size if self.state_mode == "align" else (self.request.max_model_len or self.model.context or 1)
+        length = (
+            self.block_size if self.state_mode == "align" else (self.request.max_model_len or self.model.context or 1)
+        )
         return Spec(
             kind=STATE,
             block_size=length if length > 0 else (self.model.context or 1),
@@ -328,7 +334,9 @@ class _Builder:
         )
 
 
-def _enlarged(request: Request, model: Model, dialect: Dialect, backend: Backend, dtype: str, size: int) -> Tuple[int, int]:
+def _enlarged(
+    request: Request, model: Model, dialect: Dialect, backend: Backend, dtype: str, size: int
+) -> tuple[int, int]:
     """Block size and state page of a hybrid: blocks grow until an attention page holds a recurrent state.
 
     align = max(kernel's smallest block, block size), at least 128 with MLA; block = align * cdiv(state, align * token
@@ -349,7 +357,7 @@ def _enlarged(request: Request, model: Model, dialect: Dialect, backend: Backend
     return block, block * one
 
 
-def _stage_bounds(layers: int, stages: int) -> List[Tuple[int, int]]:
+def _stage_bounds(layers: int, stages: int) -> list[tuple[int, int]]:
     """First and end layer of each pipeline stage; layers left over go to the stages before the last one."""
     counts = [layers // stages] * stages
     for extra in range(2, layers % stages + 2):
@@ -372,7 +380,7 @@ def build_geometry(request: Request) -> Geometry:
     check_parallel(request, model, dialect)
     if request.pipeline_parallel_size > len(model.layers):
         raise ValueError(
-            "pipeline_parallel_size: %d stages for %d layers" % (request.pipeline_parallel_size, len(model.layers))
+            f"pipeline_parallel_size: {request.pipeline_parallel_size} stages for {len(model.layers)} layers"
         )
     dtype = resolve_dtype(request, model, dialect)
     backend = choose_backend(request, model, dialect, dtype)
@@ -389,7 +397,7 @@ def build_geometry(request: Request) -> Geometry:
     builder = _Builder(request, dialect, model, backend, dtype, size, mode, state_page)
     entries = _entries(builder, model.layers, _draft_layers(request, model))
     if not entries:
-        raise ValueError("config: none of the layers of model_type %s keeps a cache" % model.family)
+        raise ValueError(f"config: none of the layers of model_type {model.family} keeps a cache")
     if request.replicated_draft:
         groups = split_drafts(entries)
     else:
@@ -424,8 +432,8 @@ def _promotes_windows(request: Request, model: Model, dialect: Dialect) -> bool:
     return chunked and (drafts or dialect.version < (0, 20))
 
 
-def _entries(builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer]) -> List[Entry]:
-    specs: Dict[Cache, Spec] = {}
+def _entries(builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer]) -> list[Entry]:
+    specs: dict[Cache, Spec] = {}
     entries = []
     for number, layer in enumerate([*layers, *drafts]):
         for cache in layer:
@@ -436,8 +444,8 @@ def _entries(builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer]
 
 
 def _stages(
-    groups: Sequence[Group], bounds: Sequence[Tuple[int, int]], request: Request, dialect: Dialect
-) -> Tuple[Stage, ...]:
+    groups: Sequence[Group], bounds: Sequence[tuple[int, int]], request: Request, dialect: Dialect
+) -> tuple[Stage, ...]:
     stages = []
     for first, end in bounds:
         own = project(groups, first, end, dialect) if len(bounds) > 1 else groups
@@ -456,16 +464,16 @@ class Capacity:
     fit_log: what it logs when it looks for the context itself; error: the engine's refusal, or None.
     """
 
-    budgets: Tuple[int, ...]
+    budgets: tuple[int, ...]
     context: int
     blocks: int
     tokens: int
     concurrency: float
     needed_bytes: int
     longest: int
-    log: Optional[str]
-    fit_log: Optional[str]
-    error: Optional[str]
+    log: str | None
+    fit_log: str | None
+    error: str | None
 
 
 def stage_of(geometry: Geometry, rank: int) -> Stage:
@@ -478,13 +486,13 @@ def derived_context(geometry: Geometry) -> int:
     context = geometry.model.context
     if context is None:
         raise ValueError(
-            "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for model_type %s"
-            % geometry.model.family
+            "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for "
+            f"model_type {geometry.model.family}"
         )
     return context
 
 
-def check_context(geometry: Geometry, context: int) -> Optional[str]:
+def check_context(geometry: Geometry, context: int) -> str | None:
     """The engine's refusal of a context above what the config allows, or None."""
     model = geometry.model
     if model.context is None or context <= model.context:
@@ -495,15 +503,13 @@ def check_context(geometry: Geometry, context: int) -> Optional[str]:
     return texts.context_too_long(context, model.context_key, derived, model.model_max_length)
 
 
-def _distinct_ranks(geometry: Geometry, budgets: Sequence[int]) -> List[Tuple[Stage, int]]:
+def _distinct_ranks(geometry: Geometry, budgets: Sequence[int]) -> list[tuple[Stage, int]]:
     """Stage and budget of each rank, in rank order, without repeating what is the same."""
     pairs = [(rank // geometry.request.tensor_parallel_size, budget) for rank, budget in enumerate(budgets)]
     return [(geometry.stages[stage], budget) for stage, budget in dict.fromkeys(pairs)]
 
 
-def _auto_context(
-    geometry: Geometry, usable: Sequence[Tuple[Stage, int]]
-) -> Tuple[int, Optional[str], Optional[str]]:
+def _auto_context(geometry: Geometry, usable: Sequence[tuple[Stage, int]]) -> tuple[int, str | None, str | None]:
     original = derived_context(geometry)
     fitted, limiting = original, usable[0][1]
     for stage, budget in usable:
@@ -515,7 +521,7 @@ def _auto_context(
     return fitted, None, texts.auto_fit_log(geometry.dialect, geometry.request.device, original, fitted, limiting)
 
 
-def plan_cache(geometry: Geometry, budgets: Sequence[int], context: Optional[int]) -> Capacity:
+def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) -> Capacity:
     """The engine's answer to a budget.
 
     budgets: KV bytes by rank; context: tokens of one request, -1 for the longest that fits, None for the model's own.
@@ -525,11 +531,13 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: Optional[int
         budgets = [override * stage_of(geometry, rank).block_bytes for rank in range(len(budgets))]
     pairs = _distinct_ranks(geometry, budgets)
     usable = [(stage, budget - geometry.held_back_bytes(stage)) for stage, budget in pairs]
-    error: Optional[str] = None
-    fit_log: Optional[str] = None
+    error: str | None = None
+    fit_log: str | None = None
     if context == -1:
         if not geometry.dialect.auto_fit:
-            raise ValueError("max_model_len: -1 is not known to engine %s; give a number of tokens" % geometry.dialect.name)
+            raise ValueError(
+                f"max_model_len: -1 is not known to engine {geometry.dialect.name}; give a number of tokens"
+            )
         context, error, fit_log = _auto_context(geometry, usable)
     elif context is None:
         context = derived_context(geometry)
@@ -562,7 +570,7 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: Optional[int
     )
 
 
-def _check_memory(geometry: Geometry, usable: Sequence[Tuple[Stage, int]], context: int) -> Optional[str]:
+def _check_memory(geometry: Geometry, usable: Sequence[tuple[Stage, int]], context: int) -> str | None:
     for stage, budget in usable:
         if budget <= 0:
             return texts.no_memory(geometry.dialect)
@@ -580,7 +588,7 @@ def _tokens(geometry: Geometry, blocks: int, context: int, concurrency: float) -
     return blocks // len(geometry.groups) * geometry.block_size * dcp
 
 
-def smallest_budgets(geometry: Geometry, context: int, sequences: int) -> Tuple[int, ...]:
+def smallest_budgets(geometry: Geometry, context: int, sequences: int) -> tuple[int, ...]:
     """The smallest KV bytes by rank that hold `sequences` requests of `context` tokens."""
     blocks = geometry.request_blocks(context) * sequences + (1 if geometry.dialect.null_block else 0)
     tp = geometry.request.tensor_parallel_size

@@ -10,8 +10,9 @@ The page holds its own SVG and style, no script and no address. Private to this 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 GIB = 2**30
 _COLOURS = ("#3b6ea5", "#c8553d", "#588157", "#7a4e9b", "#b8860b", "#2a9d8f", "#6c757d", "#d1495b")
@@ -35,11 +36,11 @@ code { background: #f1f3f5; padding: .1rem .3rem; }
 """
 
 
-def _gib(size_bytes: Optional[int]) -> str:
-    return "-" if size_bytes is None else "%.2f" % (size_bytes / GIB)
+def _gib(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / GIB:.2f}"
 
 
-def _row_cells(row: Mapping[str, Any]) -> Tuple[str, ...]:
+def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         "*" if row["pareto"] else "",
         str(row["kv_cache_dtype"]),
@@ -52,18 +53,18 @@ def _row_cells(row: Mapping[str, Any]) -> Tuple[str, ...]:
     )
 
 
-def text_table(rows: Sequence[Mapping[str, Any]], limit: int) -> List[str]:
+def text_table(rows: Sequence[Mapping[str, Any]], limit: int) -> list[str]:
     """The first rows of a search as lines of text; a star marks the Pareto-best."""
     cells = [_HEADS, *(_row_cells(row) for row in rows[:limit])]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADS))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
     if len(rows) > limit:
-        lines.append("... and %d more" % (len(rows) - limit))
+        lines.append(f"... and {len(rows) - limit} more")
     return lines or ["nothing fits"]
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
-    return '<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>' % (x, y, anchor, escape(words))
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _waterfall(ranks: Sequence[Mapping[str, Any]]) -> str:
@@ -73,46 +74,49 @@ def _waterfall(ranks: Sequence[Mapping[str, Any]]) -> str:
     pieces = []
     for number, rank in enumerate(ranks):
         top = 30 + number * step
-        name = "rank %d%s" % (rank["rank"], " %s" % rank["node"] if rank["node"] else "")
+        name = f"rank {rank['rank']}{' {}'.format(rank['node']) if rank['node'] else ''}"
         pieces.append(_text(left - 10, top + 15, name, "end"))
         start = left
         for key, label, colour in _PARTS:
             size = rank[key]
             wide = width * size / widest
             pieces.append(
-                '<rect x="%.1f" y="%d" width="%.1f" height="20" fill="%s"><title>%s %s GiB</title></rect>'
-                % (start, top, wide, colour, label, _gib(size))
+                f'<rect x="{start:.1f}" y="{top}" width="{wide:.1f}" height="20" fill="{colour}'
+                f'"><title>{label} {_gib(size)} GiB</title></rect>'
             )
             start += wide
         if rank["available_bytes"] is not None:
             end = left + width * rank["available_bytes"] / widest
             pieces.append(
-                '<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="#a4161a" stroke-width="2"/>' % (end, end, top - 4, top + 24)
+                f'<line x1="{end:.1f}" x2="{end:.1f}" y1="{top - 4}" y2="{top + 24}" '
+                'stroke="#a4161a" stroke-width="2"/>'
             )
-            pieces.append(_text(left + width + 12, top + 15, "%s GiB spare" % _gib(rank["headroom_bytes"])))
+            pieces.append(_text(left + width + 12, top + 15, "{} GiB spare".format(_gib(rank["headroom_bytes"]))))
     legend = left
     for _key, label, colour in _PARTS:
-        pieces.append('<rect x="%.1f" y="4" width="12" height="12" fill="%s"/>' % (legend, colour))
+        pieces.append(f'<rect x="{legend:.1f}" y="4" width="12" height="12" fill="{colour}"/>')
         pieces.append(_text(legend + 17, 15, label))
         legend += 110
     height = 40 + len(ranks) * step
-    return '<svg viewBox="0 0 980 %d" role="img" aria-label="memory by rank">%s</svg>' % (height, "".join(pieces))
+    return f'<svg viewBox="0 0 980 {height}" role="img" aria-label="memory by rank">{"".join(pieces)}</svg>'
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> Dict[int, List[Tuple[int, int]]]:
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[tuple[int, int]]]:
     """By DCP, the longest context for each number of sequences, of the cache and drafts of the best row."""
     if not rows:
         return {}
     best = next((row for row in rows if row["pareto"]), rows[0])
-    curves: Dict[int, List[Tuple[int, int]]] = {}
+    curves: dict[int, list[tuple[int, int]]] = {}
     for row in rows:
         same = all(row[key] == best[key] for key in ("kv_cache_dtype", "num_speculative_tokens"))
         if same and row["longest"]:
-            curves.setdefault(row["decode_context_parallel_size"], []).append((row["max_model_len"], row["max_num_seqs"]))
+            curves.setdefault(row["decode_context_parallel_size"], []).append(
+                (row["max_model_len"], row["max_num_seqs"])
+            )
     return {dcp: sorted(points) for dcp, points in sorted(curves.items())}
 
 
-def _chart(curves: Mapping[int, Sequence[Tuple[int, int]]]) -> str:
+def _chart(curves: Mapping[int, Sequence[tuple[int, int]]]) -> str:
     """Context against sequences, both logarithmic, one line for each DCP."""
     points = [point for line in curves.values() for point in line]
     low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
@@ -120,7 +124,7 @@ def _chart(curves: Mapping[int, Sequence[Tuple[int, int]]]) -> str:
     span_x = math.log(max(high_x, low_x + 1) / low_x) or 1.0
     span_y = math.log(high_y) or 1.0
 
-    def place(context: int, sequences: int) -> Tuple[float, float]:
+    def place(context: int, sequences: int) -> tuple[float, float]:
         return 70 + 780 * math.log(context / low_x) / span_x, 330 - 290 * math.log(sequences) / span_y
 
     pieces = ['<path d="M70 30V330H850" fill="none" stroke="#868e96"/>', _text(460, 372, "context in tokens", "middle")]
@@ -133,32 +137,34 @@ def _chart(curves: Mapping[int, Sequence[Tuple[int, int]]]) -> str:
         pieces.append(_text(60, y + 4, str(sequences), "end"))
     for number, (dcp, line) in enumerate(curves.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        path = " ".join("%.1f,%.1f" % place(*point) for point in line)
-        pieces.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="2"/>' % (path, colour))
+        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in line)
+        pieces.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for point in line:
             x, y = place(*point)
             pieces.append(
-                '<circle cx="%.1f" cy="%.1f" r="3.5" fill="%s"><title>DCP %d: %s sequences of %s tokens</title></circle>'
-                % (x, y, colour, dcp, point[1], format(point[0], ","))
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>DCP {dcp}: '
+                f"{point[1]} sequences of {point[0]:,} tokens</title></circle>"
             )
-        pieces.append('<rect x="870" y="%d" width="12" height="12" fill="%s"/>' % (40 + number * 22, colour))
-        pieces.append(_text(888, 51 + number * 22, "DCP %d" % dcp))
-    return '<svg viewBox="0 0 980 385" role="img" aria-label="context against sequences">%s</svg>' % "".join(pieces)
+        pieces.append(f'<rect x="870" y="{40 + number * 22}" width="12" height="12" fill="{colour}"/>')
+        pieces.append(_text(888, 51 + number * 22, f"DCP {dcp}"))
+    return '<svg viewBox="0 0 980 385" role="img" aria-label="context against sequences">{}</svg>'.format(
+        "".join(pieces)
+    )
 
 
 def _html_table(rows: Sequence[Mapping[str, Any]], limit: int) -> str:
-    head = "".join("<th>%s</th>" % escape(name) for name in _HEADS)
+    head = "".join(f"<th>{escape(name)}</th>" for name in _HEADS)
     body = []
     for row in rows[:limit]:
-        cells = "".join("<td>%s</td>" % escape(cell) for cell in _row_cells(row))
-        body.append('<tr class="%s">%s</tr>' % ("best" if row["pareto"] else "", cells))
-    return "<table><thead><tr>%s</tr></thead><tbody>%s</tbody></table>" % (head, "".join(body))
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in _row_cells(row))
+        body.append('<tr class="{}">{}</tr>'.format("best" if row["pareto"] else "", cells))
+    return "<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>".format(head, "".join(body))
 
 
 def _verdict(fit: Mapping[str, Any]) -> str:
     if fit["fits"]:
-        return '<p class="yes">It fits.</p><p><code>%s</code></p>' % escape(str(fit["engine_log"]))
-    return "".join('<p class="no">%s</p>' % escape(reason) for reason in fit["reasons"])
+        return '<p class="yes">It fits.</p><p><code>{}</code></p>'.format(escape(str(fit["engine_log"])))
+    return "".join(f'<p class="no">{escape(reason)}</p>' for reason in fit["reasons"])
 
 
 def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limit: int = 200) -> str:
@@ -166,16 +172,17 @@ def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limi
     rows = found["rows"]
     best = [row for row in rows if row["pareto"]]
     curves = _curves(rows)
-    parts = ["<h1>%s</h1>" % escape(title), _verdict(fit)]
+    parts = [f"<h1>{escape(title)}</h1>", _verdict(fit)]
     if fit["ranks"]:
         parts += ["<h2>Memory by rank</h2>", _waterfall(fit["ranks"])]
     if curves:
         parts += ["<h2>Context against sequences</h2>", _chart(curves)]
     parts.append("<h2>Best combinations</h2>")
-    parts.append("<p>%d of %d combinations fit; no other has both more context and more sequences than these.</p>" % (len(rows), found["considered"]))
-    parts.append(_html_table(best, limit))
-    parts += ["<h2>All combinations, by %s</h2>" % escape(found["aim"]), _html_table(rows, limit)]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>%s</title><style>%s</style></head><body>%s</body></html>\n'
-        % (escape(title), _STYLE, "".join(parts))
+    parts.append(
+        f"<p>{len(rows)} of {found['considered']} combinations fit; no other has both more context and more "
+        "sequences than these.</p>"
     )
+    parts.append(_html_table(best, limit))
+    parts += ["<h2>All combinations, by {}</h2>".format(escape(found["aim"])), _html_table(rows, limit)]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'

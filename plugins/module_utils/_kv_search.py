@@ -10,8 +10,9 @@ Private to this collection.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import find_dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import longest_for_rooms
@@ -50,15 +51,15 @@ class Search:
 
     request: Request
     aim: str
-    dcps: Tuple[int, ...]
-    drafts: Tuple[int, ...]
-    sequences: Tuple[int, ...]
-    contexts: Tuple[int, ...]
-    dtypes: Tuple[str, ...]
+    dcps: tuple[int, ...]
+    drafts: tuple[int, ...]
+    sequences: tuple[int, ...]
+    contexts: tuple[int, ...]
+    dtypes: tuple[str, ...]
     minimum_context: int
     minimum_concurrency: int
-    rooms: Tuple[int, ...]
-    rooms_without_drafts: Tuple[int, ...]
+    rooms: tuple[int, ...]
+    rooms_without_drafts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Found:
     spare_bytes: int
     longest: bool
 
-    def as_dict(self, best: bool) -> Dict[str, Any]:
+    def as_dict(self, best: bool) -> dict[str, Any]:
         """The combination as filter and playbook show it."""
         return {
             "kv_cache_dtype": self.kv_cache_dtype,
@@ -89,21 +90,21 @@ class Found:
         }
 
 
-def _integers(name: str, value: object, minimum: int) -> Tuple[int, ...]:
+def _integers(name: str, value: object, minimum: int) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError("%s: %r is not allowed; it must be a list of integers" % (name, value))
+        raise ValueError(f"{name}: {value!r} is not allowed; it must be a list of integers")
     for entry in value:
         if isinstance(entry, bool) or not isinstance(entry, int) or entry < minimum:
-            raise ValueError("%s: %r is not allowed; it must be an integer of at least %d" % (name, entry, minimum))
+            raise ValueError(f"{name}: {entry!r} is not allowed; it must be an integer of at least {minimum}")
     return tuple(sorted(set(value)))
 
 
-def _default_contexts(limit: int) -> Tuple[int, ...]:
+def _default_contexts(limit: int) -> tuple[int, ...]:
     steps = [1 << power for power in range(12, 31) if 1 << power <= limit]
     return tuple(steps or [limit])
 
 
-def _rooms(request: Request, saved: int) -> Tuple[int, ...]:
+def _rooms(request: Request, saved: int) -> tuple[int, ...]:
     """Bytes for KV by rank: the budgets that were given, else available less weights, overhead and reserve."""
     if request.kv_cache_memory_bytes:
         return request.kv_cache_memory_bytes
@@ -111,8 +112,12 @@ def _rooms(request: Request, saved: int) -> Tuple[int, ...]:
     if not available or None in available:
         raise ValueError("memory_available_bytes: it is needed for every rank, or kv_cache_memory_bytes as bytes")
     zero = (0,) * request.ranks
-    columns = zip(available, request.weights_bytes or zero, request.overhead_bytes or zero, request.reserve_bytes or zero)
-    return tuple(max(0, (have or 0) - weights + saved - overhead - reserve) for have, weights, overhead, reserve in columns)
+    columns = zip(
+        available, request.weights_bytes or zero, request.overhead_bytes or zero, request.reserve_bytes or zero
+    )
+    return tuple(
+        max(0, (have or 0) - weights + saved - overhead - reserve) for have, weights, overhead, reserve in columns
+    )
 
 
 def _check_gate(request: Request) -> None:
@@ -123,9 +128,9 @@ def _check_gate(request: Request) -> None:
     for rank, (total, available) in enumerate(zip(request.memory_total_bytes, request.memory_available_bytes)):
         if available is not None and available < math.ceil(total * share):
             raise ValueError(
-                "memory_available_bytes: rank %d has %d, and the engine wants %d free at start-up "
-                "(gpu_memory_utilization %s of %d); nothing can be found before that is changed"
-                % (rank, available, math.ceil(total * share), share, total)
+                f"memory_available_bytes: rank {rank} has {available}, and the engine wants "
+                f"{math.ceil(total * share)} free at start-up (gpu_memory_utilization {share} of {total}); "
+                "nothing can be found before that is changed"
             )
 
 
@@ -137,20 +142,20 @@ def parse_search(question: Mapping[str, Any]) -> Search:
     of two as contexts, and the cache dtype of the options.
     """
     if not isinstance(question, Mapping):
-        raise ValueError("search: a dictionary is needed, not %s" % type(question).__name__)
+        raise ValueError(f"search: a dictionary is needed, not {type(question).__name__}")
     unknown = sorted(str(key) for key in question if key not in _KEYS)
     if unknown:
-        raise ValueError("%s: unknown key of a search; known are %s" % (unknown[0], ", ".join(_KEYS)))
+        raise ValueError("{}: unknown key of a search; known are {}".format(unknown[0], ", ".join(_KEYS)))
     options = question.get("options")
     if not isinstance(options, Mapping):
-        raise ValueError("options: the options of the fit as a dictionary are needed, not %r" % (options,))
+        raise ValueError(f"options: the options of the fit as a dictionary are needed, not {options!r}")
     request = parse_request({"kv_cache_memory_bytes": "auto", **options})
     aim = question.get("aim", "context")
     if aim not in AIMS:
-        raise ValueError("aim: %r is not allowed; it must be one of %s" % (aim, ", ".join(AIMS)))
+        raise ValueError("aim: {!r} is not allowed; it must be one of {}".format(aim, ", ".join(AIMS)))
     model = find_model(request, find_dialect(request.engine))
     tp = request.tensor_parallel_size
-    defaults: Dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "decode_context_parallel_sizes": [dcp for dcp in range(1, tp + 1) if tp % dcp == 0],
         "draft_tokens": [0, 1, 2, 3, 4] if model.drafts else [0],
         "sequences": [1, 2, 3, 4, 6, 8, 12, 16],
@@ -163,7 +168,7 @@ def parse_search(question: Mapping[str, Any]) -> Search:
     dtypes = given.get("cache_dtypes") or [request.kv_cache_dtype]
     for dtype in dtypes:
         if dtype not in CACHE_DTYPES:
-            raise ValueError("cache_dtypes: %r is not allowed; known are %s" % (dtype, ", ".join(CACHE_DTYPES)))
+            raise ValueError("cache_dtypes: {!r} is not allowed; known are {}".format(dtype, ", ".join(CACHE_DTYPES)))
     _check_gate(request)
     saved = _integers("draft_weights_bytes", [given["draft_weights_bytes"]], 0)[0]
     return Search(
@@ -181,7 +186,7 @@ def parse_search(question: Mapping[str, Any]) -> Search:
     )
 
 
-def _geometry(search: Search, dtype: str, dcp: int, drafts: int) -> Optional[Geometry]:
+def _geometry(search: Search, dtype: str, dcp: int, drafts: int) -> Geometry | None:
     """The blocks of one combination, None where the engine refuses it."""
     changed = replace(
         search.request,
@@ -203,9 +208,7 @@ def _found(search: Search, geometry: Geometry) -> Iterator[Found]:
     request = geometry.request
     rooms = search.rooms if request.speculative_tokens else search.rooms_without_drafts
     tp = request.tensor_parallel_size
-    stages = [
-        (stage, min(rooms[number * tp : (number + 1) * tp])) for number, stage in enumerate(geometry.stages)
-    ]
+    stages = [(stage, min(rooms[number * tp : (number + 1) * tp])) for number, stage in enumerate(geometry.stages)]
     held = 1 if geometry.dialect.null_block else 0
     limit = geometry.model.context or max(search.contexts)
     # The pool of blocks that the poorest rank can hold: what every combination is compared with.
@@ -219,7 +222,9 @@ def _found(search: Search, geometry: Geometry) -> Iterator[Found]:
         longest = longest_for_rooms(geometry, rooms, sequences, limit)
         wanted = [context for context in contexts if context < longest]
         if exact:
-            wanted = [context for context in wanted if longest_for_rooms(geometry, rooms, sequences, context) == context]
+            wanted = [
+                context for context in wanted if longest_for_rooms(geometry, rooms, sequences, context) == context
+            ]
         if longest >= search.minimum_context and longest > 0:
             wanted.append(longest)
             blocks_of[longest] = geometry.request_blocks(longest)
@@ -239,14 +244,14 @@ def _found(search: Search, geometry: Geometry) -> Iterator[Found]:
             )
 
 
-def _preference(found: Found) -> Tuple[Any, ...]:
+def _preference(found: Found) -> tuple[Any, ...]:
     """Among rows that reach the same: better precision, less DCP, more drafts, fewer bytes."""
     dtype = found.kv_cache_dtype
     precision = _PRECISION.index(dtype) if dtype in _PRECISION else len(_PRECISION)
     return (precision, found.decode_context_parallel_size, -found.num_speculative_tokens, found.kv_bytes)
 
 
-def _order(aim: str, found: Found) -> Tuple[Any, ...]:
+def _order(aim: str, found: Found) -> tuple[Any, ...]:
     context, sequences = found.max_model_len, found.max_num_seqs
     if aim == "context":
         return (-context, -sequences, *_preference(found))
@@ -255,7 +260,7 @@ def _order(aim: str, found: Found) -> Tuple[Any, ...]:
     return (-context * sequences, -context, *_preference(found))
 
 
-def _pareto(rows: Sequence[Found]) -> List[bool]:
+def _pareto(rows: Sequence[Found]) -> list[bool]:
     """Rows that no other row beats in context and sequences at once; of equal rows only the preferred one."""
     order = sorted(range(len(rows)), key=lambda index: _order("context", rows[index]))
     best = [False] * len(rows)
@@ -267,10 +272,10 @@ def _pareto(rows: Sequence[Found]) -> List[bool]:
     return best
 
 
-def search(question: Mapping[str, Any]) -> Dict[str, Any]:
+def search(question: Mapping[str, Any]) -> dict[str, Any]:
     """All combinations that fit, sorted by the aim: `rows`, how many were `considered`, how many `refused` by vLLM."""
     wanted = parse_search(question)
-    rows: List[Found] = []
+    rows: list[Found] = []
     refused = 0
     for dtype in wanted.dtypes:
         for dcp in wanted.dcps:

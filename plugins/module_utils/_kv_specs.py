@@ -9,8 +9,8 @@ The formulae are those of vLLM's `vllm.v1.kv_cache_interface`. Private to this c
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Hashable, Optional, Tuple
 
 FULL = "full"
 MLA = "mla"
@@ -73,8 +73,8 @@ class Spec:
     block_size: int
     token_bytes: int = 0
     state_bytes: int = 0
-    identity: Tuple[Hashable, ...] = ()
-    padded_page: Optional[int] = None
+    identity: tuple[Hashable, ...] = ()
+    padded_page: int | None = None
     window: int = 0
     retained: int = 0
     draft_states: int = 0

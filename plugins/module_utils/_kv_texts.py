@@ -9,8 +9,6 @@ The wording belongs to vLLM and is compared with the engine's own in the tests. 
 
 from __future__ import annotations
 
-from typing import List
-
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect, format_gib
 
 _GUIDE = "See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
@@ -34,21 +32,14 @@ def too_long(dialect: Dialect, context: int, needed_bytes: int, available_bytes:
     cpu = " (which also controls CPU memory on the CPU backend)" if dialect.mentions_cpu else ""
     hint = ""
     if estimate > 0:
-        hint = "Based on the available memory, the estimated maximum model length is %d. " % estimate
+        hint = f"Based on the available memory, the estimated maximum model length is {estimate}. "
     elif dialect.version < (0, 20):
         hint = " "
     return (
-        "To serve at least one request with the %s max seq len (%d), (%s GiB KV cache is needed, which is larger than "
-        "the available KV cache memory (%s GiB). %sTry increasing `gpu_memory_utilization`%s or decreasing "
-        "`max_model_len` when initializing the engine. %s"
-    ) % (
-        dialect.owner,
-        context,
-        format_gib(dialect, needed_bytes),
-        format_gib(dialect, available_bytes),
-        hint,
-        cpu,
-        _GUIDE,
+        f"To serve at least one request with the {dialect.owner} max seq len ({context}), ("
+        f"{format_gib(dialect, needed_bytes)} GiB KV cache is needed, which is larger than the available KV cache "
+        f"memory ({format_gib(dialect, available_bytes)} GiB). {hint}Try increasing `gpu_memory_utilization`{cpu} "
+        f"or decreasing `max_model_len` when initializing the engine. {_GUIDE}"
     )
 
 
@@ -71,15 +62,15 @@ def capacity_log(
     dialect: Dialect, device: str, tokens: int, context: int, concurrency: float, decode_context_parallel: int
 ) -> str:
     """The line (older versions: the lines) in which the engine reports its capacity."""
-    size = "%s KV cache size: %s tokens" % (device_name(dialect, device), format(tokens, ","))
-    requests = "Maximum concurrency for %s tokens per request: %.2fx" % (format(context, ","), concurrency)
+    size = "{} KV cache size: {} tokens".format(device_name(dialect, device), format(tokens, ","))
+    requests = "Maximum concurrency for {} tokens per request: {:.2f}x".format(format(context, ","), concurrency)
     if dialect.log_lines == 1:
-        return "%s, %s" % (size, requests)
-    lines: List[str] = []
+        return f"{size}, {requests}"
+    lines: list[str] = []
     if dialect.tokens == "blocks" and decode_context_parallel > 1:
         lines.append(
-            "Multiplying the GPU KV cache size by the cp_world_size %d (pcp_world_size 1 * dcp_world_size %d)."
-            % (decode_context_parallel, decode_context_parallel)
+            f"Multiplying the GPU KV cache size by the cp_world_size {decode_context_parallel} "
+            f"(pcp_world_size 1 * dcp_world_size {decode_context_parallel})."
         )
     return "\n".join([*lines, size, requests])
 
@@ -88,34 +79,31 @@ def auto_fit_log(dialect: Dialect, device: str, original: int, fitted: int, budg
     """The line in which the engine says which context it settled for."""
     gib = format_gib(dialect, budget_bytes)
     if dialect.auto_fit_text == "device":
-        room = "available KV cache memory (%s GiB %s)" % (gib, device_name(dialect, device))
+        room = f"available KV cache memory ({gib} GiB {device_name(dialect, device)})"
     else:
-        room = "available GPU memory (%s GiB available for KV cache)" % gib
+        room = f"available GPU memory ({gib} GiB available for KV cache)"
     if fitted >= original:
         tail = room if dialect.auto_fit_text == "device" else "available GPU memory"
-        return "Auto-fit max_model_len: full model context length %d fits in %s" % (original, tail)
-    return "Auto-fit max_model_len: reduced from %d to %d to fit in %s" % (original, fitted, room)
+        return f"Auto-fit max_model_len: full model context length {original} fits in {tail}"
+    return f"Auto-fit max_model_len: reduced from {original} to {fitted} to fit in {room}"
 
 
 def heads_not_divisible(heads: int, tensor_parallel: int) -> str:
     """Query heads that cannot be dealt out over the tensor-parallel ranks."""
-    return "Total number of attention heads (%d) must be divisible by tensor parallel size (%d)." % (
-        heads,
-        tensor_parallel,
-    )
+    return f"Total number of attention heads ({heads}) must be divisible by tensor parallel size ({tensor_parallel})."
 
 
 def dcp_needs_more_ranks(dialect: Dialect, tensor_parallel: int, kv_heads: int) -> str:
     """GQA: context parallelism needs ranks that share a KV head."""
     if dialect.dcp_texts == "short":
         return (
-            "tensor parallel size %d must be greater than total num kv heads %d when enable decode context parallel "
-            "for GQA/MQA" % (tensor_parallel, kv_heads)
+            f"tensor parallel size {tensor_parallel} must be greater than total num kv heads {kv_heads} when "
+            "enable decode context parallel for GQA/MQA"
         )
     return (
-        "Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` (%d) to be greater than the model's "
-        "total number of KV heads (%d). Increase `--tensor-parallel-size` or set `--decode-context-parallel-size 1`."
-        % (tensor_parallel, kv_heads)
+        f"Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tensor_parallel}) to be "
+        f"greater than the model's total number of KV heads ({kv_heads}). Increase `--tensor-parallel-size` "
+        "or set `--decode-context-parallel-size 1`."
     )
 
 
@@ -123,12 +111,12 @@ def dcp_too_large(dialect: Dialect, dcp: int, limit: int, tensor_parallel: int, 
     """GQA: more context-parallel ranks than there are ranks for one KV head."""
     if dialect.dcp_texts == "short":
         return (
-            "decode context parallel size must less than or equal to (tensor parallel size %d // total num kv heads "
-            "%d) = %d, but got %d" % (tensor_parallel, kv_heads, limit, dcp)
+            f"decode context parallel size must less than or equal to (tensor parallel size {tensor_parallel} "
+            f"// total num kv heads {kv_heads}) = {limit}, but got {dcp}"
         )
     return (
-        "`--decode-context-parallel-size` (%d) exceeds the maximum supported value (%d) for `--tensor-parallel-size` "
-        "(%d) and %d model KV heads." % (dcp, limit, tensor_parallel, kv_heads)
+        f"`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({limit}) for "
+        f"`--tensor-parallel-size` ({tensor_parallel}) and {kv_heads} model KV heads."
     )
 
 
@@ -136,20 +124,20 @@ def dcp_uneven_heads(dialect: Dialect, queries: int, dcp: int) -> str:
     """GQA: the query heads of one KV head cannot be dealt out."""
     if dialect.dcp_texts == "short":
         return (
-            "Total number of q per kv attn heads (%d) must be divisible by dcp world size when enable decode context "
-            "parallel for GQA (%d)." % (queries, dcp)
+            f"Total number of q per kv attn heads ({queries}) must be divisible by dcp world size when enable "
+            f"decode context parallel for GQA ({dcp})."
         )
     return (
-        "The model's number of query heads per KV head (%d) must be divisible by `--decode-context-parallel-size` (%d) "
-        "for GQA/MQA." % (queries, dcp)
+        f"The model's number of query heads per KV head ({queries}) must be divisible by "
+        f"`--decode-context-parallel-size` ({dcp}) for GQA/MQA."
     )
 
 
 def interleave_uneven(block_size: int, interleave: int) -> str:
     """A block that the DCP interleave does not divide."""
     return (
-        "Block_size(%d) should be greater than or equal to and divisible by cp_kv_cache_interleave_size (%d)."
-        % (block_size, interleave)
+        f"Block_size({block_size}) should be greater than or equal to and divisible by "
+        f"cp_kv_cache_interleave_size ({interleave})."
     )
 
 
@@ -157,84 +145,76 @@ def no_lse(dialect: Dialect, implementation: str) -> str:
     """An attention implementation that cannot take part in DCP."""
     if dialect.version < (0, 20):
         return (
-            "DCP requires attention impls to return the softmax lse for decode, but the impl %s does not return the "
-            "softmax lse for decode." % implementation
+            f"DCP requires attention impls to return the softmax lse for decode, but the impl {implementation} does "
+            "not return the softmax lse for decode."
         )
     return (
         "Decode Context Parallelism (DCP) requires attention implementations to return the softmax LSE during decode, "
-        "but %s does not. Try a different backend by setting --attention-backend or disable DCP." % implementation
+        f"but {implementation} does not. Try a different backend by setting --attention-backend or disable DCP."
     )
 
 
 def drafts_not_interleaved(implementation: str) -> str:
     """Drafts together with an interleave above one need a kernel for it."""
-    return "MTP with cp_kv_cache_interleave_size > 1 is not supported in %s." % implementation
+    return f"MTP with cp_kv_cache_interleave_size > 1 is not supported in {implementation}."
 
 
-def context_too_long(context: int, key: str, derived: int, model_max_length: object) -> str:
+def context_too_long(context: int, key: str, derived: str, model_max_length: object) -> str:
     """A context above what the config allows."""
     return (
-        "User-specified max_model_len (%d) is greater than the derived max_model_len (%s=%s or model_max_length=%s in "
-        "model's config.json). To allow overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1. "
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN must be used with extreme caution. If the model uses relative position encoding "
-        "(RoPE), positions exceeding derived_max_model_len lead to nan. If the model uses absolute position encoding, "
-        "positions exceeding derived_max_model_len will cause a CUDA array out-of-bounds error."
-        % (context, key, derived, model_max_length)
+        f"User-specified max_model_len ({context}) is greater than the derived max_model_len ({key}={derived} "
+        f"or model_max_length={model_max_length} in model's config.json). To allow overriding this maximum, "
+        "set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1. VLLM_ALLOW_LONG_MAX_MODEL_LEN must be used with "
+        "extreme caution. If the model uses relative position encoding (RoPE), positions exceeding "
+        "derived_max_model_len lead to nan. If the model uses absolute position encoding, positions "
+        "exceeding derived_max_model_len will cause a CUDA array out-of-bounds error."
     )
 
 
 def gpu_gate(dialect: Dialect, device: str, free_bytes: int, total_bytes: int, share: float, wanted_bytes: int) -> str:
     """The start-up gate on a GPU."""
     return (
-        "Free memory on device %s (%s/%s GiB) on startup is less than desired GPU memory utilization (%s, %s GiB). "
+        f"Free memory on device {device} ({format_gib(dialect, free_bytes)}/{format_gib(dialect, total_bytes)} GiB) on "
+        f"startup is less than desired GPU memory utilization ({share}, {format_gib(dialect, wanted_bytes)} GiB). "
         "Decrease GPU memory utilization or reduce GPU memory used by other processes."
-        % (
-            device,
-            format_gib(dialect, free_bytes),
-            format_gib(dialect, total_bytes),
-            share,
-            format_gib(dialect, wanted_bytes),
-        )
     )
 
 
 def cpu_gate(dialect: Dialect, free_bytes: int, total_bytes: int, share: float, wanted_bytes: int) -> str:
     """The start-up gate of a CPU engine that sizes its own cache."""
     return (
-        "Available memory on node 0 (%s/%s GiB) on startup is less than desired CPU memory utilization (%s, %s GiB). "
+        f"Available memory on node 0 ({format_gib(dialect, free_bytes)}/{format_gib(dialect, total_bytes)} GiB) on "
+        f"startup is less than desired CPU memory utilization ({share}, {format_gib(dialect, wanted_bytes)} GiB). "
         "On the CPU backend, the `--gpu-memory-utilization` flag controls the fraction of CPU memory reserved (despite "
         "its name). To resolve: decrease `--gpu-memory-utilization` (e.g. `--gpu-memory-utilization 0.5`) or reduce "
         "CPU memory used by other processes."
-        % (format_gib(dialect, free_bytes), format_gib(dialect, total_bytes), share, format_gib(dialect, wanted_bytes))
     )
 
 
 def cpu_cache_gate(dialect: Dialect, free_bytes: int, total_bytes: int, cache_bytes: int) -> str:
     """A CPU engine whose explicit cache does not fit in what is free."""
     return (
-        "Available memory on node 0 (%s/%s GiB) on kv cache allocation is less than requested memory for kv (%s GiB). "
+        f"Available memory on node 0 ({format_gib(dialect, free_bytes)}/{format_gib(dialect, total_bytes)} GiB) on kv "
+        f"cache allocation is less than requested memory for kv ({format_gib(dialect, cache_bytes)} GiB). "
         "Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by other processes."
-        % (format_gib(dialect, free_bytes), format_gib(dialect, total_bytes), format_gib(dialect, cache_bytes))
     )
 
 
 def uneven_drafts(tokens: int, layers: int) -> str:
     """More draft tokens than draft layers, and not a multiple of them."""
-    return "num_speculative_tokens:%d must be divisible by n_predict=%d" % (tokens, layers)
+    return f"num_speculative_tokens:{tokens} must be divisible by n_predict={layers}"
 
 
 def no_common_block(dialect: Dialect, block_size: int, backend: str, sizes: str) -> str:
     """A block that no kernel of the backend can run."""
     if dialect.version >= (0, 32):
-        return "No common block size for %d (%s: [%s])." % (block_size, backend, sizes)
-    return "No common block size for %d.%s" % (block_size, "" if dialect.version >= (0, 30) else " ")
+        return f"No common block size for {block_size} ({backend}: [{sizes}])."
+    return f"No common block size for {block_size}.{'' if dialect.version >= (0, 30) else ' '}"
 
 
 def sparse_dcp_comm(backend: str) -> str:
     """FlashMLA's sparse kernel with another DCP collective than the default."""
-    return (
-        "DCP for FlashMLA sparse is only validated with the default 'ag_rs' DCP comm backend; got '%s'" % backend
-    )
+    return f"DCP for FlashMLA sparse is only validated with the default 'ag_rs' DCP comm backend; got '{backend}'"
 
 
 def sparse_dcp_heads() -> str:
@@ -247,6 +227,4 @@ def sparse_dcp_heads() -> str:
 
 def sparse_dcp_cache() -> str:
     """FlashMLA's sparse kernel with DCP over a cache that is not quantised."""
-    return (
-        "DCP for FlashMLA sparse requires an fp8_ds_mla kv-cache; the bf16 sparse path is not supported under DCP."
-    )
+    return "DCP for FlashMLA sparse requires an fp8_ds_mla kv-cache; the bf16 sparse path is not supported under DCP."

@@ -14,6 +14,8 @@ import re
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import OPTIONS
+
 if t.TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -38,7 +40,8 @@ class Key:
 
     ``kind`` is one of ``str int float bool dict list``; ``minimum`` bounds numbers, ``choices`` strings.
     ``keys`` describes a dict whose keys are fixed; without it a dict is free-form. ``items`` describes each
-    entry of a list, ``values`` each value of a free-form dict. Null is allowed unless ``required``.
+    entry of a list, ``values`` each value of a free-form dict. ``words`` are strings that may stand instead of
+    a number. Null is allowed unless ``required``.
     """
 
     kind: str
@@ -50,12 +53,7 @@ class Key:
     keys: Mapping[str, Key] | None = None
     items: Key | None = None
     values: Key | None = None
-    engine: bool = False
-
-
-def _engine(kind: str, **kwargs: t.Any) -> Key:
-    """A key that is an option of the engine's command line."""
-    return Key(kind, engine=True, **kwargs)
+    words: tuple[str, ...] = ()
 
 
 _MODEL = {
@@ -105,37 +103,30 @@ _FIT = {
     "reserve_bytes": Key("int", required=True, minimum=0),
 }
 
-KEYS: Mapping[str, Key] = {
-    "attention_backend": _engine("str"),
-    "block_size": _engine("int", minimum=1),
-    "dcp_comm_backend": _engine("str", choices=("a2a", "ag_rs")),
-    "dcp_kv_cache_interleave_size": _engine("int", minimum=1),
-    "decode_context_parallel_size": _engine("int", required=True, minimum=1),
+# What every profile is asked for, and what the collection itself reads or bounds.
+_OWN_KEYS: Mapping[str, Key] = {
+    "block_size": Key("int", minimum=1),
+    "dcp_comm_backend": Key("str", choices=("a2a", "ag_rs")),
+    "dcp_kv_cache_interleave_size": Key("int", minimum=1),
+    "decode_context_parallel_size": Key("int", required=True, minimum=1),
     "description": Key("str", required=True),
-    "distributed_executor_backend": _engine("str", required=True, choices=("ray",)),
-    "dtype": _engine("str"),
-    "enable_prefix_caching": _engine("bool"),
-    "enforce_eager": _engine("bool"),
+    "distributed_executor_backend": Key("str", required=True, choices=("ray",)),
     "environment": Key("dict", required=True, values=Key("str", required=True)),
     "expect": Key("dict", required=True),
     "fit": Key("dict", required=True, keys=_FIT),
-    "generation_config": _engine("str"),
-    "gpu_memory_utilization": _engine("float", minimum=0.01, maximum=1.0),
-    "hf_overrides": _engine("dict"),
-    "host": _engine("str", required=True),
-    "kv_cache_dtype": _engine("str", required=True),
-    "kv_cache_memory_bytes": _engine("int", required=True, minimum=1),
-    "load_format": _engine("str"),
-    "max_cudagraph_capture_size": _engine("int", minimum=1),
-    "max_model_len": _engine("int", required=True, minimum=-1),
-    "max_num_batched_tokens": _engine("int", required=True, minimum=1),
-    "max_num_seqs": _engine("int", required=True, minimum=1),
+    "gpu_memory_utilization": Key("float", minimum=0.01, maximum=1.0),
+    "hf_overrides": Key("dict"),
+    "host": Key("str", required=True),
+    "kv_cache_dtype": Key("str", required=True),
+    "kv_cache_memory_bytes": Key("int", required=True, minimum=1, words=("auto",)),
+    "max_cudagraph_capture_size": Key("int", minimum=1),
+    "max_model_len": Key("int", required=True, minimum=-1),
+    "max_num_batched_tokens": Key("int", required=True, minimum=1),
+    "max_num_seqs": Key("int", required=True, minimum=1),
     "model": Key("dict", required=True, keys=_MODEL),
-    "moe_backend": _engine("str"),
     "name": Key("str", required=True),
-    "pipeline_parallel_size": _engine("int", required=True, minimum=1),
-    "port": _engine("int", required=True, minimum=1, maximum=65535),
-    "quantization": _engine("str"),
+    "pipeline_parallel_size": Key("int", required=True, minimum=1),
+    "port": Key("int", required=True, minimum=1, maximum=65535),
     "ray": Key(
         "dict",
         required=True,
@@ -153,10 +144,10 @@ KEYS: Mapping[str, Key] = {
         },
     ),
     "runtime": Key("dict", required=True, keys=_RUNTIME),
-    "seed": _engine("int", minimum=0),
-    "served_model_name": _engine("str", required=True),
-    "speculative_config": _engine("dict"),
-    "tensor_parallel_size": _engine("int", required=True, minimum=1),
+    "seed": Key("int", minimum=0),
+    "served_model_name": Key("str", required=True),
+    "speculative_config": Key("dict"),
+    "tensor_parallel_size": Key("int", required=True, minimum=1),
     "timeouts": Key(
         "dict",
         required=True,
@@ -166,7 +157,14 @@ KEYS: Mapping[str, Key] = {
             "serve_s": Key("int", required=True, minimum=1),
         },
     ),
-    "trust_remote_code": _engine("bool"),
+}
+
+_KIND_OF_OPTION = {"flag": "bool", "json": "dict"}
+
+# The engine's other options are passed on as they are.
+KEYS: Mapping[str, Key] = {
+    **{name: Key(_KIND_OF_OPTION.get(kind, kind)) for name, kind in OPTIONS.items()},
+    **_OWN_KEYS,
 }
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -207,6 +205,8 @@ def _check_value(path: str, value: Value, key: Key) -> None:
     if value is None:
         if key.required:
             raise ValueError(f"profile key '{path}' has no value; it needs one ({key.kind})")
+        return
+    if isinstance(value, str) and value in key.words:
         return
     _check_kind(path, value, key)
     if key.minimum is not None and value < key.minimum:
@@ -299,12 +299,7 @@ def load_profile(name: str, shipped: Mapping[str, Value], overrides: Mapping[str
     profile["name"] = name
     _check_keys(profile, KEYS, "")
     _check_rules(profile)
-    return {key: profile.get(key) for key in KEYS}
-
-
-def engine_options(profile: Mapping[str, Value]) -> dict[str, Value]:
-    """The part of *profile* that goes to the engine's command line: key to value, without nulls."""
-    return {name: profile[name] for name, key in KEYS.items() if key.engine and profile.get(name) is not None}
+    return {**dict.fromkeys(_OWN_KEYS), **profile}
 
 
 def world_size(profile: Mapping[str, Value]) -> int:

@@ -124,6 +124,17 @@ def stamp_in(environ: bytes | None) -> str | None:
     return None
 
 
+def wedged(state: UnitState, age_s: float, patience_s: float) -> bool:
+    """Whether a service that does not answer will not come up by itself any more.
+
+    One that is in its first start within *patience_s* may just be loading. One that already died, or that takes longer,
+    most likely waits for something that its predecessor left behind, such as a GPU that Ray still counts as taken.
+    """
+    if state.load == "not-found" or state.active == "inactive":
+        return False
+    return state.active == "failed" or state.restarts > 0 or age_s > patience_s
+
+
 def start_step(
     name: str,
     now: UnitState,

@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import re
 import typing as t
 from dataclasses import asdict, dataclass
 
@@ -32,6 +33,7 @@ _CACHE_NUMBERS = (
     ("kv_cache_tokens", "kv_cache_size_tokens", "KV tokens"),
     ("max_concurrency", "kv_cache_max_concurrency", "requests of full length at once"),
 )
+_AROUND_SSH = re.compile(r"^.*\b(?:via|over) ssh: ")
 # The engine prints the concurrency with two digits; the label has the float.
 _CONCURRENCY_TOLERANCE = 0.005
 
@@ -153,7 +155,7 @@ def unreachable_reason(message: str) -> str:
     """The last thing that ssh said, without the words around it that Ansible adds."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = lines[-1] if lines else "no reason was given"
-    return text.rsplit("via ssh: ", 1)[-1].rstrip(".")
+    return _AROUND_SSH.sub("", text).rstrip(".")
 
 
 def summary(

@@ -280,10 +280,21 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import CACHE_DTYPES, LAYOUTS
+from ansible_collections.sparkrig.serving.plugins.module_utils._node import Memory, memory
 
 _OWN_OPTIONS = ("model", "measure_memory")
+# The control group of the whole node: limit, usage and statistics, v2 first, v1 second.
+_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
 
 
 def argument_spec() -> dict[str, dict[str, t.Any]]:
@@ -332,9 +343,22 @@ def read_config(path: str) -> t.Any:
         with open(name, encoding="utf-8") as stream:
             return json.load(stream)
     except OSError as error:
-        raise ValueError("model: %s cannot be read: %s" % (name, error.strerror)) from error
+        raise ValueError(f"model: {name} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError("model: %s is not JSON: %s" % (name, error)) from error
+        raise ValueError(f"model: {name} is not JSON: {error}") from error
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8") as stream:
+        return stream.read()
+
+
+def measure() -> Memory:
+    """The memory of this node, or what its control group leaves of it."""
+    for group in _GROUPS:
+        if all(os.path.isfile(path) for path in group):
+            return memory(_text("/proc/meminfo"), *[_text(path) for path in group])
+    return memory(_text("/proc/meminfo"), None, None, None)
 
 
 def answer(params: dict[str, t.Any]) -> dict[str, t.Any]:

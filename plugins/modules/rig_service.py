@@ -101,6 +101,11 @@ options:
       - Restart it even when nothing that it was made from has changed, because what it depends on was started anew.
     type: bool
     default: false
+  stop_first:
+    description: Units on top of this one, stopped before it is started or restarted. Who needs them starts them again.
+    type: list
+    elements: str
+    default: []
   leftovers_under:
     description:
       - With O(state=stopped), a folder. Processes whose program or libraries lie under it must be gone afterwards.
@@ -342,6 +347,15 @@ class Service:
                 os.unlink(path)
                 self.run("daemon-reload")
 
+    def stop_those_on_top(self) -> None:
+        """Stop the units that stand on this one, so that they end in order and not by losing their ground."""
+        for name in self.module.params["stop_first"]:
+            shown = self.run("show", f"--property={','.join(SHOWN_PROPERTIES)}", name)
+            if parse_show(shown).runs:
+                self.actions.append(f"{name}: stopped, what it stands on is started anew")
+                if not self.module.check_mode:
+                    self.run("stop", name)
+
     def start(self) -> t.NoReturn:
         """Files, unit, reload, enablement, process."""
         params = self.module.params
@@ -386,6 +400,7 @@ class Service:
         if verb:
             self.changed = True
             self.before["process"], self.after["process"] = now.active, f"{verb}ed"
+            self.stop_those_on_top()
             if not self.module.check_mode:
                 if now.active == "failed":
                     self.run("reset-failed", self.name)
@@ -475,6 +490,7 @@ def main() -> None:
             "restart_files": {"type": "list", "elements": "path", "default": []},
             "restart_on": {"type": "list", "elements": "str", "default": []},
             "force_restart": {"type": "bool", "default": False},
+            "stop_first": {"type": "list", "elements": "str", "default": []},
             "leftovers_under": {"type": "path"},
             "stop_timeout_s": {"type": "int", "default": 20},
         },

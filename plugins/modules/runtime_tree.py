@@ -45,8 +45,21 @@ options:
     description: What the tree must hash to. Needed for V(present).
     type: str
   target:
-    description: The C(python), C(machine) and C(glibc) that the tree is for. Needed for V(present).
+    description: The nodes that the tree is for. Needed for V(present).
     type: dict
+    suboptions:
+      python:
+        description: The minor version of Python.
+        type: str
+        required: true
+      machine:
+        description: The architecture.
+        type: str
+        required: true
+      glibc:
+        description: The oldest glibc.
+        type: str
+        required: true
   tree_bytes:
     description: The size of the tree, to see whether there is room.
     type: int
@@ -385,7 +398,10 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "previous", "absent"], "default": "present"},
             "digest": {"type": "str"},
             "tree_sha256": {"type": "str"},
-            "target": {"type": "dict"},
+            "target": {
+                "type": "dict",
+                "options": {name: {"type": "str", "required": True} for name in ("python", "machine", "glibc")},
+            },
             "tree_bytes": {"type": "int", "default": 0},
             "archive_bytes": {"type": "int", "default": 0},
             "files": {"type": "int", "default": 0},
@@ -405,7 +421,7 @@ def main() -> None:
     states = {"present": node.present, "previous": node.previous, "absent": node.absent}
     try:
         result = states[module.params["state"]]()
-    except (ValueError, TypeError, OSError) as exc:
+    except (ValueError, OSError) as exc:
         module.fail_json(msg=f"The runtime is left as it was: {str(exc).rstrip('.')}.", actions=node.actions)
     module.exit_json(**result)
 

@@ -52,6 +52,10 @@ options:
   restarts_seen:
     description: How many restarts of the first unit are known already. One more means that it died.
     type: int
+  patience_s:
+    description: How long the first unit may take to get ready. Older and not ready means RV(wedged).
+    type: int
+    default: 1800
   log_globs:
     description: Log files that tell about the engine besides the journal, such as those of Ray's workers.
     type: list
@@ -74,6 +78,10 @@ ready:
   type: bool
 failed_state:
   description: It is not there, and waiting will not help.
+  returned: always
+  type: bool
+wedged:
+  description: The first unit runs or failed, is not ready, and only a fresh start of everything below it will help.
   returned: always
   type: bool
 message:
@@ -132,6 +140,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import 
     SHOWN_PROPERTIES,
     UnitState,
     parse_show,
+    wedged,
 )
 
 JOURNAL_LINES = 4000
@@ -191,9 +200,11 @@ def read_text(path: str) -> str | None:
 
 def memory_now() -> Memory:
     """The memory of this node, control group included."""
-    texts = next(
-        ([read_text(path) for path in paths] for paths in _CGROUP_FILES if os.path.isfile(paths[0])), [None] * 3
-    )
+    texts: list[str | None] = [None, None, None]
+    for paths in _CGROUP_FILES:
+        if os.path.isfile(paths[0]):
+            texts = [read_text(path) for path in paths]
+            break
     return memory(read_text("/proc/meminfo") or "", *texts)
 
 
@@ -212,6 +223,7 @@ def main() -> None:
                 },
             },
             "restarts_seen": {"type": "int"},
+            "patience_s": {"type": "int", "default": 1800},
             "log_globs": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
@@ -261,6 +273,7 @@ def main() -> None:
         changed=False,
         ready=not waiting,
         failed_state=failed,
+        wedged=bool(waiting) and wedged(state, time.monotonic() - state.started_monotonic_s, params["patience_s"]),
         message="; ".join(waiting) or "ready",
         sentence=sentence,
         units={name: unit.as_dict() for name, unit in units.items()},

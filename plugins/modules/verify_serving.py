@@ -250,6 +250,16 @@ def complete(api: Api, params: dict[str, t.Any]) -> tuple[str | None, int, float
         return None, 0, time.monotonic() - begin, str(error)
 
 
+def models_checks(api: Api, params: dict[str, t.Any]) -> list[Check]:
+    """What the API says that it serves."""
+    try:
+        answer = json.loads(api.get("/v1/models", METRICS_TIMEOUT_S))
+    except ValueError as error:
+        sentence = f"The API does not tell what it serves: {error}"
+        return [Check("model", False, params["model"], None, sentence)]
+    return check_models(answer, params["model"], params["max_model_len"])
+
+
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
@@ -285,16 +295,11 @@ def main() -> None:
     after = metrics(api)
 
     checks: list[Check] = [check_completion(text, tokens, seconds, problem)]
-    try:
-        models = json.loads(api.get("/v1/models", METRICS_TIMEOUT_S))
-        checks += check_models(models, params["model"], params["max_model_len"])
-    except ValueError as error:
-        checks.append(Check("model", False, params["model"], None, f"The API does not tell what it serves: {error}"))
-    # An engine that does not answer has no numbers: one sentence says so already.
-    plan = params["plan"] if params["plan"] is not None else recorded(params["plan_file"]) or {}
-    if after or not problem:
-        checks += check_cache(after, plan)
-        if params["drafts"] and not problem:
+    # Of an engine that does not answer the sentence about the completion says enough.
+    if not problem:
+        checks += models_checks(api, params)
+        checks += check_cache(after, params["plan"] or recorded(params["plan_file"]) or {})
+        if params["drafts"]:
             checks.append(check_drafts(before, after))
     ray = params["ray"] or recorded(params["ray_file"])
     if ray:

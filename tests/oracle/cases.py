@@ -15,7 +15,11 @@ Options = dict[str, t.Any]
 
 def _heads(draw: random.Random) -> dict[str, t.Any]:
     kv = draw.choice([1, 2, 4, 8])
-    return {"num_attention_heads": kv * draw.choice([1, 2, 4, 8]), "num_key_value_heads": kv, "head_dim": draw.choice([32, 64, 80, 128, 256])}
+    return {
+        "num_attention_heads": kv * draw.choice([1, 2, 4, 8]),
+        "num_key_value_heads": kv,
+        "head_dim": draw.choice([32, 64, 80, 128, 256]),
+    }
 
 
 def _sparse(draw: random.Random) -> dict[str, t.Any]:
@@ -29,7 +33,9 @@ def _sparse(draw: random.Random) -> dict[str, t.Any]:
 
 
 def _windows(draw: random.Random) -> dict[str, t.Any]:
-    base = draw.choice([models.GEMMA2, models.GEMMA3, models.GPT_OSS, models.MISTRAL, models.QWEN2_WINDOW, models.LLAMA4])
+    base = draw.choice(
+        [models.GEMMA2, models.GEMMA3, models.GPT_OSS, models.MISTRAL, models.QWEN2_WINDOW, models.LLAMA4]
+    )
     config = {**base, **_heads(draw), "num_hidden_layers": draw.randint(1, 48)}
     config["sliding_window"] = draw.choice([64, 100, 256, 1000, 4096])
     config["attention_chunk_size"] = draw.choice([256, 1000, 8192])

@@ -106,9 +106,7 @@ DEEPSEEK_V2 = _model(
     num_hidden_layers=3,
     **{**_LATENT, "scoring_func": "softmax", "topk_method": "greedy"},
 )
-DEEPSEEK_V3 = _model(
-    "deepseek_v3", "DeepseekV3ForCausalLM", num_hidden_layers=3, num_nextn_predict_layers=1, **_LATENT
-)
+DEEPSEEK_V3 = _model("deepseek_v3", "DeepseekV3ForCausalLM", num_hidden_layers=3, num_nextn_predict_layers=1, **_LATENT)
 KIMI_K2 = {**DEEPSEEK_V3, "model_type": "kimi_k2"}
 QWEN3_NEXT = _model(
     "qwen3_next",

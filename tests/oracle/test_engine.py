@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from tests.oracle import models
 from tests.oracle.oracle import Oracle
@@ -18,7 +19,11 @@ MTP = {"method": "mtp", "num_speculative_tokens": 1}
 Case = tuple[str, dict[str, t.Any], dict[str, t.Any]]
 
 CASES: list[Case] = [
-    ("mla-mtp", models.DEEPSEEK_V3, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "speculative_config": MTP}),
+    (
+        "mla-mtp",
+        models.DEEPSEEK_V3,
+        {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "speculative_config": MTP},
+    ),
     ("gqa", models.LLAMA, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
     ("windows", models.GEMMA3, {"max_model_len": 4096, "kv_cache_memory_bytes": 4_000_000}),
     ("gdn", models.QWEN3_NEXT, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
@@ -57,7 +62,11 @@ MORE: list[Case] = [
             "speculative_config": {"method": "mtp", "num_speculative_tokens": 3},
         },
     ),
-    ("mla-fp8", models.DEEPSEEK_V3, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "kv_cache_dtype": "fp8"}),
+    (
+        "mla-fp8",
+        models.DEEPSEEK_V3,
+        {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "kv_cache_dtype": "fp8"},
+    ),
     ("deepseek-v2", models.DEEPSEEK_V2, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
     ("kimi-k2", models.KIMI_K2, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000}),
     ("mistral", models.MISTRAL, {"max_model_len": 2048, "kv_cache_memory_bytes": 3_000_000}),

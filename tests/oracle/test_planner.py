@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import parse_request
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import (
     Capacity,
@@ -27,7 +28,7 @@ def test_version(oracle: Oracle) -> None:
     assert oracle.ask("hello")["version"].startswith("0.32.0")
 
 
-def _ours(options: dict[str, t.Any]) -> tuple[Geometry, t.Optional[Capacity], str]:
+def _ours(options: dict[str, t.Any]) -> tuple[Geometry, Capacity | None, str]:
     request = parse_request(options)
     geometry = build_geometry(request)
     try:
@@ -36,15 +37,15 @@ def _ours(options: dict[str, t.Any]) -> tuple[Geometry, t.Optional[Capacity], st
         return geometry, None, str(refusal)
 
 
-def differences(geometry: Geometry, capacity: t.Optional[Capacity], refusal: str, theirs: dict[str, t.Any]) -> list[str]:
+def differences(geometry: Geometry, capacity: Capacity | None, refusal: str, theirs: dict[str, t.Any]) -> list[str]:
     """What the two planners do not agree on."""
     if capacity is None or capacity.error is not None and not theirs["ok"]:
         error = refusal if capacity is None else capacity.error
-        return [] if theirs.get("error") == error else ["error: %s / %s" % (error, theirs)]
+        return [] if theirs.get("error") == error else [f"error: {error} / {theirs}"]
     if capacity.error is not None:
-        return ["we refuse: %s / %s" % (capacity.error, theirs)]
+        return [f"we refuse: {capacity.error} / {theirs}"]
     if not theirs["ok"]:
-        return ["they refuse: %s" % theirs["error"]]
+        return ["they refuse: {}".format(theirs["error"])]
     tp = geometry.request.tensor_parallel_size
     pairs = {
         "blocks": (capacity.blocks, theirs["blocks"]),
@@ -54,7 +55,7 @@ def differences(geometry: Geometry, capacity: t.Optional[Capacity], refusal: str
         "block bytes": ([stage.block_bytes for stage in geometry.stages], theirs["block_bytes"][::tp]),
         "groups": (sorted(len(group.entries) for group in geometry.stages[0].groups), theirs["groups"]),
     }
-    return ["%s: %s / %s" % (name, ours, other) for name, (ours, other) in pairs.items() if ours != other]
+    return [f"{name}: {ours} / {other}" for name, (ours, other) in pairs.items() if ours != other]
 
 
 @pytest.mark.parametrize("first", range(0, CASES, 50))

@@ -177,7 +177,57 @@ def test_pipeline_puts_embedding_first_and_head_last() -> None:
 
 def test_tied_embedding_is_on_the_last_stage_too() -> None:
     config = {"num_hidden_layers": 2, "num_attention_heads": 1, "tie_word_embeddings": True}
-    assert rank_bytes(config, {"model.embed_tokens.weight": ("BF16", (64, 1))}, Layout(1, 2)) == [128, 128]
+    weights = {"model.embed_tokens.weight": ("BF16", (64, 1))}
+    assert rank_bytes(config, weights, Layout(1, 1)) == [128]
+    assert rank_bytes(config, weights, Layout(1, 2)) == [128, 128]
+
+
+def small_qwen3(tied: bool) -> tuple[dict[str, t.Any], Weights]:
+    """Two layers, eight heads, two key-value heads, and a head that is in the files even when it is tied."""
+    config = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": tied,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (100, 64),
+        "lm_head.weight": (100, 64),
+        "model.norm.weight": (64,),
+    }
+    for layer in range(2):
+        for name, shape in {
+            "self_attn.q_proj": (512, 64),
+            "self_attn.k_proj": (128, 64),
+            "self_attn.v_proj": (128, 64),
+            "self_attn.o_proj": (64, 512),
+            "self_attn.q_norm": (64,),
+            "self_attn.k_norm": (64,),
+            "input_layernorm": (64,),
+            "post_attention_layernorm": (64,),
+            "mlp.gate_proj": (128, 64),
+            "mlp.up_proj": (128, 64),
+            "mlp.down_proj": (64, 128),
+        }.items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    return config, {name: ("BF16", shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("tied", "tensor", "pipeline", "measured"),
+    [
+        # What vLLM 0.32.0 held on CPU, parameters without the rotary table and the cache's scales.
+        (True, 1, 1, [459_904]),
+        (True, 1, 2, [229_888, 230_016]),
+        (False, 1, 2, [229_888, 230_016]),
+        (False, 4, 1, [132_224] * 4),
+    ],
+)
+def test_ranks_hold_what_vllm_holds_of_a_plain_model(
+    tied: bool, tensor: int, pipeline: int, measured: list[int]
+) -> None:
+    config, weights = small_qwen3(tied)
+    assert rank_bytes(config, weights, Layout(tensor, pipeline)) == measured
 
 
 def test_absorbed_copies_count_for_every_latent_layer() -> None:

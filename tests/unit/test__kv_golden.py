@@ -10,6 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 
 GLM = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
@@ -63,8 +64,9 @@ def test_seed_logs(
     )
     assert (answer["fits"], answer["num_blocks"], answer["kv_cache_tokens"]) == (True, blocks, tokens)
     assert answer["engine_log"] == (
-        "GPU KV cache size: %s tokens\nMaximum concurrency for %s tokens per request: %sx"
-        % (format(tokens, ","), format(context, ","), concurrency)
+        "GPU KV cache size: {} tokens\nMaximum concurrency for {} tokens per request: {}x".format(
+            format(tokens, ","), format(context, ","), concurrency
+        )
     )
 
 
@@ -73,8 +75,9 @@ def test_seed_refusal() -> None:
     answer = glm(kv_cache_memory_bytes=1_680_000_000, max_model_len=122_880)
     assert not answer["fits"]
     assert (answer["num_blocks"], answer["max_model_len"]) == (479, 122_624)
-    assert "(1.57 GiB KV cache is needed, which is larger than the available KV cache memory (1.56 GiB)" in (
-        answer["engine_error"]
+    assert (
+        "(1.57 GiB KV cache is needed, which is larger than the available KV cache memory (1.56 GiB)"
+        in (answer["engine_error"])
     )
     assert answer["changes"][0] == {"max_model_len": 122_624}
     assert answer["reasons"] == [
@@ -128,12 +131,12 @@ def test_refusals_of_032(options: dict[str, t.Any], needed: str, available: str,
     """0.32 holds a block back before it checks, and its estimate shows it."""
     answer = glm(engine="0.32.0", **options)
     assert answer["engine_error"] == (
-        "To serve at least one request with the model's max seq len (%d), (%s GiB KV cache is needed, which is larger "
-        "than the available KV cache memory (%s GiB). Based on the available memory, the estimated maximum model "
-        "length is %d. Try increasing `gpu_memory_utilization` (which also controls CPU memory on the CPU backend) or "
+        f"To serve at least one request with the model's max seq len ({answer['planned_model_len']}), ("
+        f"{needed} GiB KV cache is needed, which is larger than the available KV cache memory ({available} "
+        f"GiB). Based on the available memory, the estimated maximum model length is {estimate}. Try "
+        "increasing `gpu_memory_utilization` (which also controls CPU memory on the CPU backend) or "
         "decreasing `max_model_len` when initializing the engine. See "
         "https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
-        % (answer["planned_model_len"], needed, available, estimate)
     )
     assert (answer["num_blocks"], answer["max_model_len"], answer["engine_log"]) == (blocks, estimate, None)
 
@@ -203,7 +206,7 @@ def test_h200(engine: str, dcp: int, context: int, size: int, drafts: t.Any, blo
 def test_h200_estimates(engine: str, estimate: int) -> None:
     """0.24 does not hold the null block back, 0.33 does."""
     answer = glm(engine=engine, max_model_len=202_752, compute_capability="9.0")
-    assert "the estimated maximum model length is %d." % estimate in answer["engine_error"]
+    assert f"the estimated maximum model length is {estimate}." in answer["engine_error"]
 
 
 def test_h200_too_many_heads() -> None:
@@ -234,7 +237,10 @@ def test_h200_dcp_texts() -> None:
         "num_key_value_heads": 8,
         "hidden_size": 4096,
     }
-    grouped = glm(engine="0.24.0", config=llama, kv_cache_dtype="auto", decode_context_parallel_size=2, speculative_config=None)
+    grouped = glm(
+        engine="0.24.0", config=llama, kv_cache_dtype="auto", decode_context_parallel_size=2, speculative_config=None
+    )
     assert grouped["engine_error"] == (
-        "tensor parallel size 4 must be greater than total num kv heads 8 when enable decode context parallel for GQA/MQA"
+        "tensor parallel size 4 must be greater than total num kv heads 8 when enable decode context parallel for "
+        "GQA/MQA"
     )

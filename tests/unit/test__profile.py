@@ -12,7 +12,6 @@ import yaml
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._profile import (
     KEYS,
-    engine_options,
     load_profile,
     merged,
     world_size,
@@ -32,7 +31,7 @@ def content(name: str) -> dict[str, t.Any]:
 def test_shipped_profiles_are_valid(name: str) -> None:
     profile = load_profile(name, content(name), {})
     assert profile["name"] == name
-    assert set(profile) == set(KEYS)
+    assert set(profile) <= set(KEYS)
 
 
 def test_overrides_are_merged_key_by_key() -> None:
@@ -43,7 +42,7 @@ def test_overrides_are_merged_key_by_key() -> None:
 
 def test_null_switches_an_option_off() -> None:
     profile = load_profile("lab_cpu", content("lab_cpu"), {"speculative_config": None})
-    assert "speculative_config" not in engine_options(profile)
+    assert profile["speculative_config"] is None
 
 
 def test_merged_leaves_its_inputs_alone() -> None:
@@ -56,10 +55,14 @@ def test_world_size_counts_pipeline_ranks() -> None:
     assert world_size({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}) == 8
 
 
-def test_engine_options_hold_only_what_the_engine_knows() -> None:
-    options = engine_options(load_profile("lab_cpu", content("lab_cpu"), {}))
-    assert options["tensor_parallel_size"] == 4
-    assert not {"model", "runtime", "environment", "fit", "name"} & set(options)
+def test_the_engine_s_other_options_are_passed_on() -> None:
+    profile = load_profile("lab_cpu", content("lab_cpu"), {"reasoning_parser": "glm45", "stream_interval": 2})
+    assert (profile["reasoning_parser"], profile["stream_interval"]) == ("glm45", 2)
+
+
+def test_the_kv_cache_may_be_sized_by_the_fit() -> None:
+    profile = load_profile("lab_cpu", content("lab_cpu"), {"kv_cache_memory_bytes": "auto"})
+    assert profile["kv_cache_memory_bytes"] == "auto"
 
 
 REFUSED: list[tuple[dict[str, t.Any], str]] = [
@@ -69,6 +72,8 @@ REFUSED: list[tuple[dict[str, t.Any], str]] = [
     ({"max_model_len": True}, "profile key 'max_model_len' is True (bool); it must be of type int"),
     ({"max_model_len": 0}, "max_model_len is 0; it must be a number of tokens, or -1 for the longest that fits"),
     ({"max_num_seqs": 0}, "profile key 'max_num_seqs' is 0; it must be at least 1"),
+    ({"kv_cache_memory_bytes": "all"}, "profile key 'kv_cache_memory_bytes' is 'all' (str); it must be of type int"),
+    ({"stream_interval": "x"}, "profile key 'stream_interval' is 'x' (str); it must be of type int"),
     ({"port": 70000}, "profile key 'port' is 70000; it must be at most 65535"),
     ({"tensor_parallel_size": None}, "profile key 'tensor_parallel_size' has no value; it needs one (int)"),
     ({"model": {"path": "models/x"}}, "profile key 'model.path' is 'models/x'; it must match /.+"),

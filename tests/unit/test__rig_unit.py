@@ -13,6 +13,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import 
     stamp_in,
     stamp_of,
     start_step,
+    wedged,
     with_stamp,
 )
 
@@ -92,3 +93,18 @@ def test_the_step_that_a_unit_needs(
     step, sentence = start_step(NAME, state, running, "new", differs, forced)
     assert step == verb
     assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("state", "age_s", "stuck"),
+    [
+        (UnitState(), 0.0, False),
+        (UnitState(load="loaded", active="inactive"), 9999.0, False),
+        (RUNS, 300.0, False),
+        (RUNS, 301.0, True),
+        (UnitState(load="loaded", active="active", main_pid=7, restarts=1), 5.0, True),
+        (UnitState(load="loaded", active="failed"), 5.0, True),
+    ],
+)
+def test_only_what_will_not_come_up_by_itself_is_stuck(state: UnitState, age_s: float, stuck: bool) -> None:
+    assert wedged(state, age_s, 300.0) is stuck

@@ -143,6 +143,11 @@ def test_nothing_wrong_is_no_text() -> None:
         ("", "no reason was given"),
         ("Data could not be sent.\nvia ssh: timed out.\n", "timed out"),
         ("Timed out", "Timed out"),
+        (
+            'Task failed: Data could not be sent to remote host "x". Make sure this host can be reached over ssh: ssh:'
+            " connect to host x port 22: No route to host",
+            "ssh: connect to host x port 22: No route to host",
+        ),
     ],
 )
 def test_the_reason_is_what_ssh_said_last(message: str, reason: str) -> None:

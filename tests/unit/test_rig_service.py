@@ -240,3 +240,14 @@ def test_what_systemctl_refuses_is_told(
         "ended with 1: no show. What to do: `systemctl status x.service` and `journalctl -u x.service` on this node"
         " tell more."
     )
+
+
+def test_what_stands_on_it_is_stopped_before(systemd: Systemd, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"content": UNIT, "stop_first": ["top.service"]}
+    call(capsys, **options)
+    systemd.calls.clear()
+    assert "top.service" not in str(call(capsys, **options)["actions"])
+    assert systemd.calls == []
+    result = call(capsys, **options, force_restart=True)
+    assert result["actions"][-1] == "top.service: stopped, what it stands on is started anew"
+    assert systemd.calls == [["stop", "top.service"], ["restart", "x.service"]]

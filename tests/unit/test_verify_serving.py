@@ -147,17 +147,14 @@ def test_a_dead_engine_and_a_wrong_key(url: str, secrets: str, capsys: pytest.Ca
     assert sentence.startswith("A completion failed after 0.")
     assert sentence.endswith("/v1/chat/completions answered 500: EngineCore encountered an issue")
     Engine.dead = False
-    result = verify(capsys, url, "/nowhere/secrets.env")
-    assert [sentence.split(": ", 1)[1] for sentence in failed(result)] == [
-        '/v1/chat/completions answered 401: {"error":"Unauthorized"}',
-        '/v1/models answered 401: {"error":"Unauthorized"}',
-    ]
+    [sentence] = failed(verify(capsys, url, "/nowhere/secrets.env"))
+    assert sentence.endswith('/v1/chat/completions answered 401: {"error":"Unauthorized"}')
 
 
 def test_nothing_listens(secrets: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = verify(capsys, "http://127.0.0.1:9", secrets)
-    assert [check["name"] for check in result["checks"]] == ["completion", "model"]
-    assert all("does not answer" in sentence for sentence in failed(result))
+    [sentence] = failed(result)
+    assert "does not answer: [Errno 111] Connection refused" in sentence
 
 
 def test_ray_is_asked_where_it_was_written_down(

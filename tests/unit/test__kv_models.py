@@ -1,0 +1,153 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which caches the layers of a model keep."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import (
+    KNOWN_MODEL_TYPES,
+    merge_overrides,
+    read_model,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+
+GLM = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
+
+
+def kinds(config: dict[str, t.Any]) -> list[str]:
+    """The kinds of cache by layer, joined where a layer keeps several."""
+    return ["+".join(cache.kind for cache in layer) for layer in read_model(config).layers]
+
+
+def test_glm_indexers() -> None:
+    """21 of 78 layers own an indexer, and the draft layer has its own."""
+    model = read_model(GLM)
+    owners = [number for number, layer in enumerate(model.layers) if len(layer) == 2]
+    assert owners == [0, 1, 2, *range(6, 78, 4)]
+    assert [len(layer) for layer in model.drafts] == [2]
+    assert model.context == 1_048_576
+
+
+def test_indexer_rules() -> None:
+    """Frequency and offset, a pattern (layers beyond it own one), and none of both: every layer."""
+    base = {key: value for key, value in GLM.items() if not key.startswith(("index_topk_freq", "index_skip"))}
+    every = {**base, "num_hidden_layers": 6}
+    assert kinds(every) == ["mla+indexer"] * 6
+    pattern = {**every, "index_topk_pattern": "FSSF"}
+    assert kinds(pattern) == ["mla+indexer", "mla", "mla", "mla+indexer", "mla+indexer", "mla+indexer"]
+    rule = {**every, "index_topk_freq": 2, "index_skip_topk_offset": 2}
+    assert kinds(rule) == ["mla+indexer", "mla+indexer", "mla", "mla+indexer", "mla", "mla+indexer"]
+
+
+def test_old_planners_have_every_indexer() -> None:
+    """Before 0.24 no layer shares an indexer: 79 of them."""
+    options = {
+        "config": GLM,
+        "tensor_parallel_size": 4,
+        "kv_cache_dtype": "fp8_ds_mla",
+        "kv_cache_memory_bytes": 1_810_000_000,
+        "max_model_len": 16_384,
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+    }
+    assert fit({**options, "engine": "0.20.0"})["bytes_per_block"] == 3_984_128
+    assert fit({**options, "engine": "0.24.0"})["bytes_per_block"] == 3_502_592
+
+
+WINDOWS = [
+    ({"model_type": "gemma2", "num_hidden_layers": 4}, ["sliding", "full", "sliding", "full"]),
+    ({"model_type": "gemma3_text", "num_hidden_layers": 7}, ["sliding"] * 5 + ["full", "sliding"]),
+    (
+        {"model_type": "gemma3_text", "num_hidden_layers": 3, "sliding_window_pattern": 2},
+        ["sliding", "full", "sliding"],
+    ),
+    (
+        {"model_type": "gemma3_text", "num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]},
+        ["full", "sliding"],
+    ),
+    ({"model_type": "gpt_oss", "num_hidden_layers": 3, "num_attention_heads": 8}, ["sliding", "full", "sliding"]),
+    (
+        {
+            "model_type": "mistral",
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+            "head_dim": 64,
+            "sliding_window": None,
+        },
+        ["full", "full"],
+    ),
+    (
+        {"model_type": "llama4_text", "num_hidden_layers": 4, "num_attention_heads": 8},
+        ["chunked", "chunked", "chunked", "full"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), WINDOWS)
+def test_windows(config: dict[str, t.Any], expected: list[str]) -> None:
+    """Which layers see only a window, by the rule of each family."""
+    assert kinds(config) == expected
+
+
+def test_wrapped_text_model() -> None:
+    """A multimodal config is sized by its text part."""
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 1024}
+    model = read_model(
+        {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    )
+    assert (model.family, model.kv_heads, len(model.layers), model.context) == ("gemma3_text", 4, 6, 131_072)
+
+
+def test_context_and_rope() -> None:
+    """A linear rope factor stretches the context, a yarn factor does not."""
+    base = {"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 64}
+    config = {**base, "max_position_embeddings": 4096}
+    assert read_model({**config, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}).context == 16_384
+    assert read_model({**config, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}).context == 4096
+    assert read_model(base).context is None
+
+
+SCHEMES = [
+    ({"quant_method": "modelopt", "quantization": {"kv_cache_quant_algo": "FP8"}}, "fp8_e4m3"),
+    ({"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}, "fp8_e4m3"),
+    ({"quant_method": "modelopt_fp4", "kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "nvfp4"),
+    ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}, "fp8"),
+    ({"quant_method": "fp8"}, None),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize(("quantization", "scheme"), SCHEMES)
+def test_cache_scheme(quantization: dict[str, t.Any] | None, scheme: str | None) -> None:
+    """auto follows the checkpoint, and an explicit dtype wins over it."""
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "head_dim": 64,
+        "quantization_config": quantization,
+    }
+    assert read_model(config).cache_scheme == scheme
+    answer = fit({"config": config, "kv_cache_dtype": "bfloat16", "kv_cache_memory_bytes": 10**6, "max_model_len": 16})
+    assert answer["kv_cache_dtype"] == "bfloat16"
+
+
+def test_overrides_are_merged() -> None:
+    """hf_overrides reach into nested parts without wiping them."""
+    assert merge_overrides({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5}}) == {"a": {"b": 5, "c": 2}, "d": 3}
+
+
+def test_known_families() -> None:
+    """The families that are promised."""
+    promised = {
+        "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "gemma2", "gemma3",
+        "gpt_oss", "glm4_moe", "glm_moe_dsa", "deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "minimax_m2",
+        "nemotron_h",
+    }  # fmt: skip
+    assert promised <= set(KNOWN_MODEL_TYPES)

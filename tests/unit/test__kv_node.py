@@ -1,0 +1,212 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole node: every rank's bytes against its memory, the start-up gate, and the plan file."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit, fit_nodes, plan_document
+
+GLM = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
+GIB = 2**30
+NODES = ["spark1", "spark2", "spark3", "spark4"]
+LAB = {
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "num_nextn_predict_layers": 1,
+    "max_position_embeddings": 4096,
+}
+
+
+def glm(**options: t.Any) -> dict[str, t.Any]:
+    """GLM-5.2 on four GB10, with some options changed."""
+    base = {
+        "config": GLM,
+        "engine": "dark-devotion",
+        "tensor_parallel_size": 4,
+        "decode_context_parallel_size": 4,
+        "kv_cache_dtype": "fp8_ds_mla",
+        "kv_cache_memory_bytes": 1_810_000_000,
+        "max_model_len": 131_072,
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+        "gpu_memory_utilization": 0.9,
+        "weights_bytes": int(106.93 * GIB),
+        "overhead_bytes": 5 * GIB,
+        "reserve_bytes": GIB,
+        "memory_available_bytes": 118 * GIB,
+        "memory_total_bytes": int(121.69 * GIB),
+        "nodes": NODES,
+    }
+    return fit({**base, **options})
+
+
+def lab(**options: t.Any) -> dict[str, t.Any]:
+    """The lab's model on four CPU nodes."""
+    base = {
+        "config": LAB,
+        "device": "cpu",
+        "tensor_parallel_size": 4,
+        "max_model_len": 2048,
+        "max_num_seqs": 2,
+        "max_num_batched_tokens": 512,
+        "kv_cache_memory_bytes": 20_000_000,
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+        "nodes": NODES,
+    }
+    return {**base, **options}
+
+
+def test_lab() -> None:
+    """The lab's capacity: 4 layers x 16 tokens x 576 x 2 bytes in a block."""
+    answer = fit(lab())
+    figures = (answer["bytes_per_block"], answer["num_blocks"], answer["kv_cache_tokens"], answer["block_size"])
+    assert figures == (73_728, 271, 4_336, 16)
+    assert answer["engine_log"] == (
+        "CPU KV cache size: 4,336 tokens, Maximum concurrency for 2,048 tokens per request: 2.12x"
+    )
+
+
+def test_ranks_add_up() -> None:
+    """Weights, KV, overhead and reserve against what is available, by rank."""
+    answer = glm()
+    assert answer["fits"] and answer["reasons"] == []
+    rank = answer["ranks"][3]
+    assert rank["node"] == "spark4"
+    assert rank["needed_bytes"] == rank["weights_bytes"] + 1_810_000_000 + 6 * GIB
+    assert rank["headroom_bytes"] == 118 * GIB - rank["needed_bytes"]
+
+
+def test_short_rank_is_named() -> None:
+    """Only the rank that is short is named, with its node, the bytes, and the change."""
+    available = [118 * GIB, 118 * GIB, 114 * GIB, 118 * GIB]
+    answer = glm(memory_available_bytes=available)
+    assert not answer["fits"]
+    assert len(answer["reasons"]) == 1
+    assert answer["reasons"][0].startswith("Rank 2 (spark3) does not fit: 123,067,664,184 B (114.62 GiB) are needed")
+    assert "122,406,567,936 B (114.00 GiB) are available" in answer["reasons"][0]
+    change = answer["changes"][0]
+    spoken = f"max_model_len {change['max_model_len']} with kv_cache_memory_bytes {change['kv_cache_memory_bytes']}"
+    assert answer["reasons"][0].endswith(f"Smallest change: {spoken}.")
+    assert glm(memory_available_bytes=available, **change)["fits"]
+
+
+def test_hopeless_rank() -> None:
+    """When not even one token fits, the sentence says how much has to be freed."""
+    answer = glm(memory_available_bytes=100 * GIB, memory_total_bytes=None)
+    assert answer["reasons"][0].endswith(
+        "No context is short enough: free {} B ({:.2f} GiB) on the node.".format(
+            format(-answer["ranks"][0]["headroom_bytes"], ","),
+            -answer["ranks"][0]["headroom_bytes"] / GIB,
+        )
+    )
+
+
+def test_gate_of_a_gpu() -> None:
+    """ceil(total * utilization) has to be free even with explicit KV bytes."""
+    available = int(110.66 * GIB)
+    answer = glm(
+        gpu_memory_utilization=0.915,
+        memory_available_bytes=available,
+        weights_bytes=0,
+        overhead_bytes=0,
+        reserve_bytes=0,
+    )
+    assert answer["engine_error"] == (
+        "Free memory on device cuda:0 (110.66/121.69 GiB) on startup is less than desired GPU memory utilization "
+        "(0.915, 111.35 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    )
+    assert answer["reasons"][0].startswith("The engine will not start on rank 0 (spark1): it wants ")
+    assert answer["reasons"][0].endswith("Smallest change: gpu_memory_utilization 0.909.")
+    assert glm(
+        gpu_memory_utilization=0.909,
+        memory_available_bytes=available,
+        weights_bytes=0,
+        overhead_bytes=0,
+        reserve_bytes=0,
+    )["fits"]
+
+
+def test_gate_of_a_cpu() -> None:
+    """A CPU engine compares its explicit KV bytes with what is available, and nothing else."""
+    assert fit(lab(memory_available_bytes=20_000_000, memory_total_bytes=3 * GIB))["fits"]
+    answer = fit(lab(memory_available_bytes=19_999_999, memory_total_bytes=3 * GIB))
+    assert answer["engine_error"] == (
+        "Available memory on node 0 (0.02/3.0 GiB) on kv cache allocation is less than requested memory for kv "
+        "(0.02 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by other "
+        "processes."
+    )
+
+
+def test_larger_dcp_is_proposed() -> None:
+    """A context that is too long for DCP 1 fits with DCP 4, and the answer says so."""
+    answer = glm(decode_context_parallel_size=1)
+    assert {"decode_context_parallel_size": 4} in answer["changes"]
+    assert glm(decode_context_parallel_size=4)["fits"]
+
+
+def test_fewer_sequences_are_proposed() -> None:
+    """auto for eight sequences is too much; the answer says how many would do."""
+    answer = glm(kv_cache_memory_bytes="auto", max_num_seqs=8, memory_total_bytes=None)
+    assert not answer["fits"]
+    sequences = answer["changes"][0]["max_num_seqs"]
+    assert glm(kv_cache_memory_bytes="auto", max_num_seqs=sequences, memory_total_bytes=None)["fits"]
+    assert not glm(kv_cache_memory_bytes="auto", max_num_seqs=sequences + 1, memory_total_bytes=None)["fits"]
+
+
+def test_auto_with_the_longest_context() -> None:
+    """The longest context that the measured memory allows, and not a block more."""
+    answer = glm(kv_cache_memory_bytes="auto", max_model_len=-1, engine="0.32.0", memory_total_bytes=None)
+    assert answer["fits"]
+    spare = min(rank["headroom_bytes"] for rank in answer["ranks"])
+    assert 0 <= spare < answer["bytes_per_block"]
+    assert answer["planned_model_len"] == answer["max_model_len"]
+
+
+def test_self_sized_engine() -> None:
+    """Without KV bytes the engine takes its share less what else it needs."""
+    answer = glm(kv_cache_memory_bytes=None, gpu_memory_utilization=0.95, memory_available_bytes=None)
+    total = -(-int(121.69 * GIB) * 95 // 100)
+    assert answer["kv_cache_memory_bytes"] == total - int(106.93 * GIB) - 5 * GIB
+
+
+def test_smallest_rank_decides() -> None:
+    """Budgets by rank: the engine gives every rank the blocks of the poorest."""
+    answer = fit(lab(kv_cache_memory_bytes=[20_000_000, 20_000_000, 19_000_000, 20_000_000]))
+    assert answer["num_blocks"] == 19_000_000 // 73_728
+    assert answer["kv_cache_memory_bytes"] == [20_000_000, 20_000_000, 19_000_000, 20_000_000]
+
+
+def test_plan_document_is_stable() -> None:
+    """What is measured at the moment does not get into the plan file."""
+    first = fit_nodes(lab(memory_available_bytes=[GIB] * 4, memory_total_bytes=3 * GIB))
+    second = fit_nodes(lab(memory_available_bytes=[GIB - 4096] * 4, memory_total_bytes=3 * GIB))
+    assert first["document"] == second["document"]
+    assert first["document"] == plan_document(first["result"])
+    assert "available" not in first["document"]
+
+
+def test_served_plan_is_not_compared_again() -> None:
+    """A rank that serves this very plan holds its memory already; another rank is still compared."""
+    options = lab(memory_available_bytes=[1_000_000] * 4, memory_total_bytes=3 * GIB)
+    fresh = fit_nodes(options)
+    assert not fresh["result"]["fits"]
+    served = fit_nodes(options, [fresh["sha256"]] * 4)
+    assert served["result"]["fits"] and served["served"] == [True] * 4
+    one_down = fit_nodes(options, [fresh["sha256"]] * 3 + [""])
+    assert not one_down["result"]["fits"]
+    assert [rank["available_bytes"] for rank in one_down["result"]["ranks"]] == [None, None, None, 1_000_000]
+
+
+def test_pipeline_stages() -> None:
+    """Layers are dealt out over the stages, the draft is on the last one, and the poorest stage decides."""
+    answer = fit(lab(tensor_parallel_size=1, pipeline_parallel_size=2, nodes=["a", "b"]))
+    # Three layers: two on the first stage, one and the draft layer on the second.
+    assert answer["bytes_per_block"] == 2 * 18_432
+    assert answer["num_blocks"] == 20_000_000 // (2 * 18_432)

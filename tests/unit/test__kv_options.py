@@ -1,0 +1,148 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bad input: an error that names the option, the value and the rule, before any arithmetic."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+import pytest
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import parse_request
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 8192,
+}
+
+BAD = [
+    ({"tensor_parallel_size": 0}, "tensor_parallel_size: 0 is not allowed; it must be an integer of at least 1"),
+    ({"tensor_parallel_size": True}, "tensor_parallel_size: True is not allowed; it must be an integer of at least 1"),
+    ({"tensor_parallel_size": "4"}, "tensor_parallel_size: '4' is not allowed; it must be an integer of at least 1"),
+    ({"max_num_seqs": -1}, "max_num_seqs: -1 is not allowed; it must be an integer of at least 1"),
+    (
+        {"max_model_len": 0},
+        "max_model_len: 0 is not allowed; it must be a number of tokens of at least 1, or -1 for the longest that fits",
+    ),
+    ({"block_size": 1.5}, "block_size: 1.5 is not allowed; it must be an integer of at least 1"),
+    ({"enable_prefix_caching": "yes"}, "enable_prefix_caching: 'yes' is not allowed; it must be true or false"),
+    ({"device": "tpu"}, "device: 'tpu' is not allowed; it must be one of cuda, cpu"),
+    ({"compute_capability": "sm121"}, "compute_capability: 'sm121' is not allowed; it must look like 9.0 or 12.1"),
+    ({"gpu_memory_utilization": 90}, "gpu_memory_utilization: 90 is not allowed; it must be above 0 and at most 1"),
+    ({"hf_overrides": []}, "hf_overrides: [] is not allowed; it must be a dictionary"),
+    ({"nodes": "spark1"}, "nodes: 'spark1' is not allowed; it must be a list of node names, rank 0 first"),
+    (
+        {"kv_cache_memory_bytes": "1.8 GB"},
+        "kv_cache_memory_bytes: '1.8 GB' is not allowed; it must be bytes, a list of bytes by rank, or auto",
+    ),
+    (
+        {"kv_cache_memory_bytes": [5, -1]},
+        "kv_cache_memory_bytes[1]: -1 is not allowed; it must be an integer of at least 0",
+    ),
+    (
+        {"kv_cache_memory_bytes": [5, 6, 7], "tensor_parallel_size": 2},
+        "kv_cache_memory_bytes: 3 entries for 2 ranks (tensor_parallel_size 2 x pipeline_parallel_size 1); "
+        "one for each is needed",
+    ),
+    (
+        {"speculative_config": {"num_speculative_tokens": 1}},
+        "speculative_config.method: None is not allowed; it must be one of mtp, deepseek_mtp, eagle, eagle3, ngram",
+    ),
+    (
+        {"speculative_config": {"method": "mtp"}},
+        "speculative_config.num_speculative_tokens: None is not allowed; it must be an integer of at least 1",
+    ),
+    (
+        {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}},
+        "speculative_config.method: mtp needs built-in draft layers, and the config of model_type llama has none",
+    ),
+    (
+        {"speculative_config": {"method": "eagle3", "num_speculative_tokens": 1}},
+        "draft_config: speculative_config.method eagle3 needs the config.json of the draft model",
+    ),
+    (
+        {"engine": "0.29.0"},
+        "engine: '0.29.0' is not a planner that is known here; known are 0.13, 0.20, 0.24, 0.26, 0.28, 0.30, 0.31, "
+        "0.32, "
+        "0.33 or dark-devotion",
+    ),
+    ({"config": {}}, "config: the model's config.json as a dictionary is needed, not {}"),
+    (
+        {"config": {"num_hidden_layers": 3}},
+        "config: it has neither model_type nor architectures, so the model cannot be recognised",
+    ),
+    (
+        {"config": {"model_type": "bloom", "architectures": ["BloomForCausalLM"]}},
+        "config: model_type 'bloom' (architecture BloomForCausalLM) is not a model that is known here; it is refused "
+        "rather "
+        "than guessed",
+    ),
+    (
+        {"config": {**LLAMA, "num_hidden_layers": None}},
+        "config: num_hidden_layers is missing; model_type llama cannot be sized without it",
+    ),
+    (
+        {"config": {**LLAMA, "num_key_value_heads": "2"}},
+        "config: num_key_value_heads is '2'; it must be an integer of at least 1",
+    ),
+    (
+        {"config": {**LLAMA, "max_position_embeddings": None}, "max_model_len": -1},
+        "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for model_type llama",
+    ),
+    ({"pipeline_parallel_size": 5}, "pipeline_parallel_size: 5 stages for 4 layers"),
+    (
+        {"engine": "0.13.0", "max_model_len": -1},
+        "max_model_len: -1 is not known to engine 0.13; give a number of tokens",
+    ),
+    (
+        {"attention_backend": "FLASH"},
+        "attention_backend: 'FLASH' is not known here; known are AMX_MLA, B12X_MLA_SPARSE, CPU_ATTN, CPU_MLA, "
+        "CUTLASS_MLA, "
+        "FLASHINFER, FLASHINFER_MLA, FLASHINFER_MLA_SPARSE, FLASHINFER_MLA_SPARSE_SM120, FLASHMLA, FLASHMLA_SPARSE, "
+        "FLASH_ATTN, FLASH_ATTN_MLA, FLEX_ATTENTION, TOKENSPEED_MLA, TRITON_ATTN, TRITON_MLA",
+    ),
+    (
+        {"kv_cache_memory_bytes": None},
+        "kv_cache_memory_bytes: give bytes, a list by rank or auto; without it memory_total_bytes and weights_bytes "
+        "are "
+        "needed, from which the engine sizes its cache by gpu_memory_utilization",
+    ),
+    (
+        {"kv_cache_memory_bytes": "auto", "max_model_len": -1},
+        "memory_available_bytes: it is needed for every rank when kv_cache_memory_bytes is auto and max_model_len "
+        "is -1",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), BAD, ids=[message.split(":")[0] + str(n) for n, (_c, message) in enumerate(BAD)]
+)
+def test_bad_input(change: dict[str, t.Any], message: str) -> None:
+    """No traceback and no silent default: one exact sentence."""
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        fit({"config": LLAMA, "kv_cache_memory_bytes": 1_000_000, "max_model_len": 512, **change})
+
+
+def test_unknown_option() -> None:
+    """An option that is spelled wrong is not swallowed."""
+    with pytest.raises(ValueError, match="^max_len: unknown option; known are attention_backend, block_size, "):
+        fit({"config": LLAMA, "max_len": 5})
+    with pytest.raises(ValueError, match="^options: a dictionary is needed, not list$"):
+        fit([])  # type: ignore[arg-type]
+
+
+def test_one_value_for_all_ranks() -> None:
+    """A number stands for every rank, null in a list of readings for a node that is not compared."""
+    request = parse_request(
+        {"config": LLAMA, "tensor_parallel_size": 2, "weights_bytes": 7, "memory_available_bytes": [None, 9]}
+    )
+    assert (request.weights_bytes, request.memory_available_bytes, request.ranks) == ((7, 7), (None, 9), 2)

@@ -1,0 +1,99 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What holds for the collection as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+ROLES = sorted(path.name for path in (PROJECT / "roles").iterdir())
+PLAYBOOKS = sorted((PROJECT / "playbooks").glob("*.yml"))
+
+
+def load(path: Path) -> dict[str, t.Any]:
+    return t.cast("dict[str, t.Any]", yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_argument_specs_and_defaults_are_the_same(role: str) -> None:
+    folder = PROJECT / "roles" / role
+    defaults = load(folder / "defaults" / "main.yml")
+    options = load(folder / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert {name: option.get("default") for name, option in options.items() if not option.get("required")} == defaults
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_of_a_role_has_its_name(role: str) -> None:
+    defaults = load(PROJECT / "roles" / role / "defaults" / "main.yml")
+    assert [name for name in defaults if not name.startswith(f"{role}_")] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_entry_point_has_an_argument_spec(role: str) -> None:
+    specs = load(PROJECT / "roles" / role / "meta" / "argument_specs.yml")["argument_specs"]
+    files = {path.stem for path in (PROJECT / "roles" / role / "tasks").glob("*.yml")}
+    assert set(specs) <= files
+    assert (PROJECT / "roles" / role / "README.md").is_file()
+
+
+def test_no_role_names_a_variable_of_another_role() -> None:
+    for role in ROLES:
+        others = [name for name in ROLES if name != role]
+        for path in sorted((PROJECT / "roles" / role / "tasks").glob("*.yml")):
+            text = path.read_text(encoding="utf-8")
+            named = [other for other in others if f"__{other}_" in text]
+            assert named == [], path
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The collection as `ansible-galaxy` builds it."""
+    folder = tmp_path_factory.mktemp("build")
+    galaxy = Path(sys.executable).parent / "ansible-galaxy"
+    command = [str(galaxy), "collection", "build", str(PROJECT), "--output-path", str(folder)]
+    subprocess.run(command, check=True, capture_output=True, cwd=PROJECT)
+    (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+def test_the_artefact_holds_the_collection_and_nothing_else(artefact: Path) -> None:
+    with tarfile.open(artefact) as archive:
+        top = {name.split("/")[0] for name in archive.getnames()}
+    assert top == {
+        "CHANGELOG.rst",
+        "FILES.json",
+        "LICENSE",
+        "MANIFEST.json",
+        "README.md",
+        "changelogs",
+        "meta",
+        "playbooks",
+        "plugins",
+        "roles",
+    }
+
+
+def test_the_installed_collection_works_by_itself(artefact: Path, tmp_path: Path) -> None:
+    """Every playbook parses, with its roles, modules and filters, where only the installed collection is."""
+    bin_folder = Path(sys.executable).parent
+    environment = {
+        "PATH": f"{bin_folder}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "ANSIBLE_COLLECTIONS_PATH": str(tmp_path),
+        "LC_ALL": "C.UTF-8",
+    }
+    install = [str(bin_folder / "ansible-galaxy"), "collection", "install", str(artefact), "-p", str(tmp_path)]
+    subprocess.run([*install, "--offline"], check=True, capture_output=True, env=environment, cwd=tmp_path)
+    names = [f"sparkrig.serving.{path.stem}" for path in PLAYBOOKS]
+    check = [str(bin_folder / "ansible-playbook"), "--syntax-check", "-i", "spark1,", *names]
+    result = subprocess.run(check, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
