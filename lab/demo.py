@@ -38,6 +38,7 @@ class Progress:
     facts: dict[str, dict[str, t.Any]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     changed_by_host: dict[str, int] = field(default_factory=dict)
+    ok_by_host: dict[str, int] = field(default_factory=dict)
     last_spoken: float = field(default_factory=time.monotonic)
 
     def speak(self, words: str) -> None:
@@ -68,7 +69,7 @@ class Progress:
             if role != self.role:
                 self.speak(role or "play")
             self.role = role
-            self.task = f"{role}: {data.get('name', '')}"
+            self.task = f"{role}: {data.get('name', '').rpartition(' : ')[2]}"
             self.task_started = time.monotonic()
         elif kind in ("runner_on_ok", "runner_on_changed"):
             facts = data.get("res", {}).get("ansible_facts", {})
@@ -78,6 +79,7 @@ class Progress:
         elif kind == "playbook_on_stats":
             self.close_role(at)
             self.changed_by_host = data.get("changed", {})
+            self.ok_by_host = data.get("ok", {})
         elif kind == "verbose" and event.get("stdout", "").strip():
             self.speak(event["stdout"].strip())
         return True
@@ -88,6 +90,8 @@ def drive(name: str) -> Progress:
 
     Raises :class:`LabError` with the first failure's own sentence when the run does not succeed.
     """
+    private = cache_dir() / "runner"
+    private.mkdir(exist_ok=True)
     progress = Progress()
     stop = threading.Event()
 
@@ -99,7 +103,7 @@ def drive(name: str) -> Progress:
     ticker.start()
     try:
         result = run_playbook(
-            private_data_dir=str(cache_dir() / "runner"),
+            private_data_dir=str(private),
             project_dir=str(PROJECT),
             playbook=name,
             inventory=str(INVENTORY),
@@ -131,24 +135,21 @@ def build() -> None:
 
 
 def summary(progress: Progress, seconds: float) -> str:
-    """The lines that close the demo, from the facts that the roles handed on."""
-    head = next(host for host, facts in progress.facts.items() if "verify_result" in facts)
-    facts = progress.facts[head]
-    profile, served, verified = facts["profile_result"], facts["vllm_serve_result"], facts["verify_result"]
-    by_name = {check["name"]: check for check in verified["checks"]}
-    kv_tokens = by_name["kv_cache_tokens"]
+    """The lines that close the demo, from what role verify handed on."""
+    verified = next(facts["verify_result"] for facts in progress.facts.values() if "verify_result" in facts)
+    kv_tokens = next(check for check in verified["checks"] if check["name"] == "kv_cache_tokens")
+    spent = ", ".join(f"{role} {seconds:.0f}" for role, seconds in progress.seconds_by_role.items() if role)
     lines = [
         "",
-        f"endpoint      {served['endpoint']}",
-        f"key           {api_key(head)}",
-        f"model         {served['model']}",
-        f"profile       {profile['name']}",
-        f"ranks         {profile['tensor_parallel_size'] * profile['pipeline_parallel_size']}",
-        f"KV tokens     {kv_tokens['predicted']} predicted, {kv_tokens['seen']} reported by the engine",
-        f"completion    {verified['completion']!r}",
-        "seconds       " + ", ".join(f"{role} {spent:.0f}" for role, spent in progress.seconds_by_role.items() if role),
-        f"              {seconds:.0f} in all",
-        f"changed       {sum(progress.changed_by_host.values())} tasks on {len(progress.facts)} nodes",
+        f"endpoint    {verified['endpoint']}",
+        f"key         {api_key(verified['head'])}",
+        f"model       {verified['model']}",
+        f"profile     {verified['profile']}",
+        f"ranks       {verified['ranks']}, one on each node",
+        f"KV tokens   {kv_tokens['predicted']} predicted, {kv_tokens['seen']} reported by the engine",
+        f"completion  {verified['completion']!r}",
+        f"seconds     {spent}; {seconds:.0f} with building and making the nodes",
+        f"changed     {sum(progress.changed_by_host.values())} tasks on {len(progress.ok_by_host)} nodes",
     ]
     return "\n".join(lines)
 

@@ -167,7 +167,10 @@ def ensure_links(node: Node) -> None:
             continue
         if link_exists(outer):
             run(["ip", "link", "delete", outer])
-        run(["ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", str(pid)])
+        # A node that comes back keeps its MAC addresses, as a machine does: its peers still know them.
+        address = f"02:53:50:52:{node.index:02x}:{number:02x}"
+        peer = ["peer", "name", inner, "address", address, "netns", str(pid)]
+        run(["ip", "link", "add", outer, "type", "veth", *peer])
         run(["ip", "link", "set", outer, "mtu", str(mtu), "master", bridge, "up"])
         if bridge == MANAGEMENT_BRIDGE:
             run([*inside, "ip", "address", "replace", f"{node.management_ip}/{MANAGEMENT_PREFIX}", "dev", inner])

@@ -14,6 +14,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._node import (
     node_problems,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._profile import world_size
+from ansible_collections.sparkrig.serving.plugins.module_utils._verify import unreachable_reason
 
 
 def _requirements(profile: dict[str, t.Any]) -> Requirements:
@@ -39,8 +40,7 @@ def preflight_nodes(names: list[str], hostvars: t.Mapping[str, t.Any], profile: 
     for name in names:
         seen = hostvars[name].get("__preflight_node", {"unreachable": True, "msg": "it gave no answer"})
         if "node" not in seen:
-            words = " ".join(str(seen.get("msg", "no reason was given")).split())
-            reason = words.removeprefix("Task failed: ").removeprefix("Data could not be sent to remote host ")
+            reason = unreachable_reason(str(seen.get("msg", "")))
             nodes.append(Node(name, _address(name, hostvars), unreachable=reason))
             continue
         fields = {key: seen["node"][key] for key in Node.__dataclass_fields__ if key in seen["node"]}

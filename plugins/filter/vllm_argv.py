@@ -14,43 +14,6 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._status import st
 from ansible_collections.sparkrig.serving.plugins.module_utils._verify import summary, unreachable_reason
 from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import systemd_command, vllm_argv
 
-DOCUMENTATION = r"""
-name: vllm_argv
-short_description: The engine's command line from a profile and a KV plan
-version_added: 1.0.0
-author: The sparkrig engineers (@sparkrig)
-description:
-  - Makes the list of words that starts vLLM's API server as the profile and the plan say.
-  - A key that is no option of the engine, a value of the wrong type and a secret are errors that name the key.
-options:
-  _input:
-    description: The profile, as role profile hands it on.
-    type: dict
-    required: true
-  plan:
-    description: The KV plan. Its C(kv_cache_memory_bytes) is what every rank gets.
-    type: dict
-    default: {}
-  python:
-    description: The interpreter that runs the engine.
-    type: path
-    default: /opt/sparkrig/current/bin/python
-"""
-
-EXAMPLES = r"""
----
-- name: Show what would be started
-  ansible.builtin.debug:
-    msg: "{{ profile_result | sparkrig.serving.vllm_argv(kv_budget_result) }}"
-"""
-
-RETURN = r"""
-_value:
-  description: The command, word by word.
-  type: list
-  elements: str
-"""
-
 
 def vllm_command(
     profile: dict[str, t.Any],

@@ -149,6 +149,24 @@ def block_size_of(request: Request, model: Model, backend: Backend) -> int:
     return 16 if 16 in backend.fixed else backend.smallest
 
 
+# The version that first knew a cache dtype, where it was not there from the start.
+_DTYPE_SINCE = {
+    "float16": (0, 20),
+    "int8_per_token_head": (0, 20),
+    "fp8_per_token_head": (0, 20),
+    "nvfp4": (0, 20),
+    "int4_per_token_head": (0, 26),
+    "nvfp4_ds_mla": (0, 30),
+}
+
+
+def check_dtype(dtype: str, dialect: Dialect) -> None:
+    """Refuses a cache dtype that the engine's command line does not offer."""
+    fork = dialect.name == "dark-devotion" and dtype == "nvfp4_ds_mla"
+    if dialect.version < _DTYPE_SINCE.get(dtype, (0, 0)) and not fork:
+        raise ValueError(f"kv_cache_dtype: {dtype!r} is not known to engine {dialect.name}")
+
+
 def resolve_dtype(request: Request, model: Model, dialect: Dialect) -> str:
     """The cache dtype in effect: auto follows the checkpoint, sparse MLA packs its own rows."""
     dtype = request.kv_cache_dtype

@@ -26,12 +26,14 @@ class Dialect:
     tokens: `blocks` shows blocks // groups * block size * DCP, `requests` shows concurrency * context.
     in_flight: sliding windows keep one batch (`batch`) or every batch in flight (`batches`).
     group_ratio_percent: up to this size ratio the largest bucket of layers decides the group size.
+    override_counts: a number of blocks that overrides the budget is what a request is checked against.
     projects_layers: a pipeline rank counts only its own layers of a mixed-page group.
     pads_state_pages: state pages of a hybrid may be padded to the largest page.
     pads_attention_pages: attention pages that do not divide the largest may be padded too.
     window_kernels: a sliding-window layer takes a block size of its own, one that its kernel runs.
     caches_state_prefixes: hybrids cache prefixes unless they are told not to.
     checkpoint_kinds: recurrent states that keep one more block for a checkpoint inside the prefill.
+    gdn_checkpoint_tokens: blocks of a gated-delta-net hybrid that takes such checkpoints are multiples of this.
     state_blocks_by_length: recurrent states are counted by context over block size (0.13).
     shares_indexers: layers may share the indexer of another layer; before, every layer has its own.
     overlaps_stages: asynchronous scheduling keeps one batch more than there are pipeline stages.
@@ -50,12 +52,14 @@ class Dialect:
     log_names_device: bool = False
     in_flight: str = "batch"
     group_ratio_percent: int = 150
+    override_counts: bool = True
     projects_layers: bool = True
     pads_state_pages: bool = True
     pads_attention_pages: bool = False
     window_kernels: bool = False
     caches_state_prefixes: bool = False
     checkpoint_kinds: tuple[str, ...] = ()
+    gdn_checkpoint_tokens: int = 1
     state_blocks_by_length: bool = False
     shares_indexers: bool = True
     overlaps_stages: bool = False
@@ -75,6 +79,7 @@ _ROWS = (
         check="layers",
         tokens="blocks",
         group_ratio_percent=125,
+        override_counts=False,
         projects_layers=False,
         pads_state_pages=False,
         state_blocks_by_length=True,
@@ -89,6 +94,7 @@ _ROWS = (
         name="0.20",
         version=(0, 20),
         tokens="blocks",
+        override_counts=False,
         shares_indexers=False,
         pads_state_pages=False,
         owner="models's",
@@ -136,7 +142,7 @@ _ROWS = (
 )
 _V030 = _ROWS[-1]
 _V032 = replace(_V030, name="0.32", version=(0, 32), auto_fit_text="device", overlaps_stages=True)
-_V033 = replace(_V032, name="0.33", version=(0, 33), checkpoint_kinds=("mamba2", "gdn"))
+_V033 = replace(_V032, name="0.33", version=(0, 33), checkpoint_kinds=("mamba2", "gdn"), gdn_checkpoint_tokens=64)
 # The seed's fork of June 2026 logs what 0.24 logs.
 _DARK_DEVOTION = replace(_ROWS[2], name="dark-devotion", utilization=0.9)
 

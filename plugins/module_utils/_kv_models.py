@@ -74,12 +74,12 @@ class Model:
     """What the planner has to know of a model.
 
     layers: caches by layer; drafts: caches of the layers that the built-in MTP head adds; draft_count: its layers;
+    can_draft: the family has such a head, whether or not this config has layers of it;
     context: the longest context that the config allows (None: the config does not say), context_key: where it says so;
     cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model.
     """
 
     family: str
-    architecture: str
     mla: bool
     sparse: bool
     query_heads: int
@@ -87,13 +87,13 @@ class Model:
     layers: tuple[Layer, ...]
     drafts: tuple[Layer, ...]
     draft_count: int
+    can_draft: bool
     context: int | None
     context_key: str
     model_max_length: int | None
     cache_scheme: str | None
     encoder_tokens: int
     hybrid: bool
-    prefix_caching_default: bool
 
 
 class _Fields:
@@ -149,9 +149,7 @@ class Family:
     mtp_key: str | None = None
     mla: bool = False
     hybrid: bool = False
-    window: str = "layer_types"
     defaults: tuple[tuple[str, int], ...] = ()
-    prefix_caching_default: bool = True
 
     def default(self, key: str) -> int | None:
         return dict(self.defaults).get(key)
@@ -235,10 +233,15 @@ def _qwen(fields: _Fields, family: Family) -> tuple[Layer, ...]:
 
 
 def _qwen2_moe(fields: _Fields, family: Family) -> tuple[Layer, ...]:
-    """Qwen2-MoE: the window counts only when every layer has it."""
+    """Qwen2-MoE: the window counts only when every layer has it; its config class windows every other layer."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
-    every = window is not None and set(_qwen_types(fields, count)) == {"sliding_attention"}
-    return ((_windowed(heads, window if every else None),),) * count
+    if window is None:
+        return ((_windowed(heads, None),),) * count
+    limit = fields.integer("max_window_layers", minimum=0)
+    types = fields.strings("layer_types", count) or [
+        "sliding_attention" if layer % 2 == 0 and layer < limit else "full_attention" for layer in range(count)
+    ]
+    return ((_windowed(heads, window if set(types) == {"sliding_attention"} else None),),) * count
 
 
 def _qwen3_moe(fields: _Fields, family: Family) -> tuple[Layer, ...]:
@@ -444,14 +447,12 @@ _QWEN_NEXT = Family(
     mtp_key="num_nextn_predict_layers",
     hybrid=True,
     defaults=(("head_dim", 256),),
-    prefix_caching_default=False,
 )
 _QWEN35 = Family(
     _gated_delta,
     mtp_key="mtp_num_hidden_layers",
     hybrid=True,
     defaults=(("head_dim", 256),),
-    prefix_caching_default=False,
 )
 
 # model_type of the text part of a config -> how it is read.
@@ -478,9 +479,7 @@ _FAMILIES: dict[str, Family] = {
     "deepseek_v32": _MLA,
     "kimi_k2": _MLA,
     "minimax_m2": Family(_unwindowed, defaults=_HEAD_128),
-    "nemotron_h": Family(
-        _nemotron_h, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=_HEAD_128, prefix_caching_default=False
-    ),
+    "nemotron_h": Family(_nemotron_h, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=_HEAD_128),
     "llama4_text": Family(_llama4, defaults=_HEAD_128),
     "whisper": Family(_whisper),
 }
@@ -675,13 +674,13 @@ def read_model(config: Config) -> Model:
         query, kv = heads.query, heads.kv
     return Model(
         family=model_type,
-        architecture=_first_architecture(config),
         mla=family.mla,
         sparse=any(cache.kind == INDEXER for layer in layers for cache in layer),
         query_heads=query,
         kv_heads=kv,
         layers=layers,
         drafts=_drafts(fields, family),
+        can_draft=family.mtp_key is not None,
         draft_count=fields.integer(family.mtp_key, 0, minimum=0) if family.mtp_key else 0,
         context=context,
         context_key=context_key,
@@ -689,7 +688,6 @@ def read_model(config: Config) -> Model:
         cache_scheme=_cache_scheme(config, text),
         encoder_tokens=fields.integer("max_source_positions") if model_type == "whisper" else 0,
         hybrid=family.hybrid and any(cache.kind == STATE for layer in layers for cache in layer),
-        prefix_caching_default=family.prefix_caching_default,
     )
 
 

@@ -300,10 +300,14 @@ def _node_reason(rank: Rank, changes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _gate(request: Request, geometry: Geometry, rank: Rank) -> tuple[str, str] | None:
-    """The engine's own start-up gate on one rank: its text and our sentence, or None when it passes."""
+    """The engine's own start-up gate on one rank: its text and our sentence, or None when it passes.
+
+    What the engine takes before it looks (startup_bytes: Ray, context, NCCL) is no longer free by then.
+    """
     available, total = rank.available_bytes, rank.total_bytes
     if available is None:
         return None
+    available = max(0, available - (_at(request.startup_bytes, rank.rank) or 0))
     explicit = bool(request.kv_cache_memory_bytes) or request.kv_cache_auto
     if request.device == "cpu" and explicit:
         if rank.kv_bytes <= available:
@@ -378,8 +382,26 @@ _EMPTY: dict[str, Any] = {
 }
 
 
-def _refused(text: str) -> dict[str, Any]:
-    return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [f"The engine refuses these options: {text}"]}
+def _legal_dcp(request: Request) -> int | None:
+    """The largest smaller DCP that the engine would accept, when DCP is what it refuses."""
+    for dcp in range(request.decode_context_parallel_size - 1, 0, -1):
+        try:
+            geometry = build_geometry(replace(request, decode_context_parallel_size=dcp))
+            geometry.request_blocks(1)
+        except EngineRefusal:
+            continue
+        return dcp
+    return None
+
+
+def _refused(request: Request, text: str) -> dict[str, Any]:
+    reason = f"The engine refuses these options: {text}"
+    dcp = _legal_dcp(request)
+    if dcp is None:
+        return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [reason]}
+    changes = [{"decode_context_parallel_size": dcp}]
+    reason += f" Smallest change: {_spoken(changes)}."
+    return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [reason], "changes": changes}
 
 
 def fit(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -395,7 +417,7 @@ def fit(options: Mapping[str, Any]) -> dict[str, Any]:
         budgets, context = _budgets(request, geometry)
         capacity = plan_cache(geometry, budgets, context)
     except EngineRefusal as refusal:
-        return _refused(str(refusal))
+        return _refused(request, str(refusal))
     return _answer(request, geometry, capacity)
 
 

@@ -72,6 +72,7 @@ class Request:
     gpu_memory_utilization: float | None = None
     overhead_bytes: tuple[int, ...] = ()
     reserve_bytes: tuple[int, ...] = ()
+    startup_bytes: tuple[int, ...] = ()
     nodes: tuple[str, ...] = ()
 
     @property
@@ -226,6 +227,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "gpu_memory_utilization": _utilization,
     "overhead_bytes": _by_rank,
     "reserve_bytes": _by_rank,
+    "startup_bytes": _by_rank,
     "nodes": _names,
     "draft_config": _optional_mapping,
 }
@@ -238,10 +240,11 @@ _BY_RANK = (
     "memory_total_bytes",
     "overhead_bytes",
     "reserve_bytes",
+    "startup_bytes",
     "nodes",
 )
 # `null` means "the default" for these; for the others it is a wrong type.
-_NULL_IS_DEFAULT = ("overhead_bytes", "reserve_bytes", "kv_cache_layout")
+_NULL_IS_DEFAULT = ("overhead_bytes", "reserve_bytes", "startup_bytes", "kv_cache_layout")
 
 OPTION_NAMES = tuple(sorted(tuple(_CHECKS) + _COMPOSED))
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
     PLAIN_BYTES,
     Backend,
     block_size_of,
+    check_dtype,
     choose_backend,
     judged_backend,
     rank_heads,
@@ -65,7 +67,10 @@ _STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Stage:
-    """What one pipeline stage holds; all tensor-parallel ranks of a stage are alike."""
+    """What one pipeline stage holds; all tensor-parallel ranks of a stage are alike.
+
+    entries: its caches as the layers registered them, before they were grouped.
+    """
 
     groups: tuple[Group, ...]
     block_bytes: int
@@ -164,6 +169,19 @@ def state_bytes(state: StateShape, request: Request, dialect: Dialect) -> int:
     return conv + recurrent * _STATE_BYTES[request.mamba_ssm_cache_dtype or state.dtype or "bfloat16"]
 
 
+def takes_checkpoints(request: Request, dialect: Dialect, state: StateShape, state_mode: str) -> bool:
+    """Whether a recurrent layer keeps one more state for a checkpoint inside the prefill.
+
+    Gated delta nets do so only with FlashInfer's prefill kernel: SM90, or SM10x and SM12x with keys of 128 elements.
+    """
+    if state_mode != "align" or state.kind not in dialect.checkpoint_kinds:
+        return False
+    if state.kind != "gdn":
+        return True
+    major = request.compute_capability[0] if request.compute_capability else 12
+    return request.device == "cuda" and (major == 9 or (major in (10, 12) and state.columns == 128))
+
+
 def check_parallel(request: Request, model: Model, dialect: Dialect) -> None:
     """What the engine refuses before it looks at memory: heads, TP and DCP that do not go together."""
     tp, dcp = request.tensor_parallel_size, request.decode_context_parallel_size
@@ -259,6 +277,8 @@ def _in_flight(request: Request, dialect: Dialect) -> int:
 
 def _draft_layers(request: Request, model: Model) -> tuple[Layer, ...]:
     if request.speculative_method == "mtp":
+        if not model.can_draft:
+            raise EngineRefusal("Unsupported speculative method: 'mtp'")
         if not model.drafts:
             raise ValueError(
                 "speculative_config.method: mtp needs built-in draft layers, and the config of model_type "
@@ -318,7 +338,7 @@ class _Builder:
         if state is None:
             raise ValueError("a recurrent layer without the shape of its state")
         raw = state_bytes(state, self.request, self.dialect)
-        checkpoints = 1 if self.state_mode == "align" and state.kind in self.dialect.checkpoint_kinds else 0
+        checkpoints = 1 if takes_checkpoints(self.request, self.dialect, state, self.state_mode) else 0
         length = (
             self.block_size if self.state_mode == "align" else (self.request.max_model_len or self.model.context or 1)
         )
@@ -334,27 +354,29 @@ class _Builder:
         )
 
 
-def _enlarged(
-    request: Request, model: Model, dialect: Dialect, backend: Backend, dtype: str, size: int
-) -> tuple[int, int]:
-    """Block size and state page of a hybrid: blocks grow until an attention page holds a recurrent state.
+def _enlarged(builder: _Builder) -> _Builder:
+    """The builder of a hybrid: blocks grow until an attention page holds a recurrent state.
 
-    align = max(kernel's smallest block, block size), at least 128 with MLA; block = align * cdiv(state, align * token
-    bytes), up to a multiple of the kernel's block; the state page is padded to the attention page.
+    align = max(kernel's smallest block, block size), at least 128 with MLA, a multiple of where checkpoints may lie;
+    block = align * cdiv(state, align * token bytes), up to a multiple of the kernel's block; the state page is padded
+    to the attention page.
     """
+    model, request, dialect = builder.model, builder.request, builder.dialect
     states = [cache.state for layer in model.layers for cache in layer if cache.state is not None]
     attention = [cache for layer in model.layers for cache in layer if cache.kind != STATE]
     if not states or not attention:
-        return size, 0
+        return builder
     state = max(state_bytes(shape, request, dialect) for shape in states)
     heads = rank_heads(attention[0], request.tensor_parallel_size)
-    one = token_bytes(attention[0], heads, dtype, dialect)
-    step = max(backend.smallest, size)
+    one = token_bytes(attention[0], heads, builder.dtype, dialect)
+    step = max(builder.backend.smallest, builder.block_size)
     if model.mla:
         step = max(step, 128)
-    wanted = round_up(step * ceil_div(state, step * one), backend.smallest)
-    block = max(size, wanted)
-    return block, block * one
+    if any(shape.kind == "gdn" and takes_checkpoints(request, dialect, shape, builder.state_mode) for shape in states):
+        step = step * dialect.gdn_checkpoint_tokens // gcd(step, dialect.gdn_checkpoint_tokens)
+    wanted = round_up(step * ceil_div(state, step * one), builder.backend.smallest)
+    block = max(builder.block_size, wanted)
+    return replace(builder, block_size=block, state_page=block * one)
 
 
 def _stage_bounds(layers: int, stages: int) -> list[tuple[int, int]]:
@@ -382,19 +404,21 @@ def build_geometry(request: Request) -> Geometry:
         raise ValueError(
             f"pipeline_parallel_size: {request.pipeline_parallel_size} stages for {len(model.layers)} layers"
         )
+    check_dtype(request.kv_cache_dtype, dialect)
     dtype = resolve_dtype(request, model, dialect)
     backend = choose_backend(request, model, dialect, dtype)
     refusal = unsupported_dtype(dtype, model, backend)
     if refusal is not None:
         raise EngineRefusal(refusal)
     mode = _state_mode(request, model, dialect)
-    size = block_size_of(request, model, backend)
-    size, state_page = _enlarged(request, model, dialect, backend, dtype, size) if model.hybrid else (size, 0)
+    builder = _Builder(request, dialect, model, backend, dtype, block_size_of(request, model, backend), mode, 0)
+    if model.hybrid:
+        builder = _enlarged(builder)
+    size = builder.block_size
     interleave = request.dcp_kv_cache_interleave_size
     if request.decode_context_parallel_size > 1 and (interleave > size or size % interleave):
         raise EngineRefusal(texts.interleave_uneven(size, interleave))
     bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
-    builder = _Builder(request, dialect, model, backend, dtype, size, mode, state_page)
     entries = _entries(builder, model.layers, _draft_layers(request, model))
     if not entries:
         raise ValueError(f"config: none of the layers of model_type {model.family} keeps a cache")
@@ -410,7 +434,7 @@ def build_geometry(request: Request) -> Geometry:
         dtype=dtype,
         entries=tuple(entries),
         groups=tuple(groups),
-        stages=_stages(groups, bounds, request, dialect),
+        stages=_stages(entries, groups, bounds, request, dialect),
         stage_bounds=tuple(bounds),
         block_size=_smallest_block(groups),
         state_mode=mode,
@@ -444,13 +468,17 @@ def _entries(builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer]
 
 
 def _stages(
-    groups: Sequence[Group], bounds: Sequence[tuple[int, int]], request: Request, dialect: Dialect
+    entries: Sequence[Entry],
+    groups: Sequence[Group],
+    bounds: Sequence[tuple[int, int]],
+    request: Request,
+    dialect: Dialect,
 ) -> tuple[Stage, ...]:
     stages = []
     for first, end in bounds:
         own = project(groups, first, end, dialect) if len(bounds) > 1 else groups
-        entries = tuple(entry for group in own for entry in group.entries if first <= entry.layer < end)
-        stages.append(Stage(tuple(own), block_bytes(own, request.kv_cache_layout), entries))
+        held = tuple(entry for entry in entries if first <= entry.layer < end)
+        stages.append(Stage(tuple(own), block_bytes(own, request.kv_cache_layout), held))
     return tuple(stages)
 
 
@@ -527,7 +555,7 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
     budgets: KV bytes by rank; context: tokens of one request, -1 for the longest that fits, None for the model's own.
     """
     override = geometry.request.num_gpu_blocks_override
-    if override is not None:
+    if override is not None and geometry.dialect.override_counts:
         budgets = [override * stage_of(geometry, rank).block_bytes for rank in range(len(budgets))]
     pairs = _distinct_ranks(geometry, budgets)
     usable = [(stage, budget - geometry.held_back_bytes(stage)) for stage, budget in pairs]
@@ -544,7 +572,7 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
     else:
         error = check_context(geometry, context)
     error = error or _check_memory(geometry, usable, context)
-    blocks = max(0, min(budget // stage.block_bytes for stage, budget in pairs))
+    blocks = override or max(0, min(budget // stage.block_bytes for stage, budget in pairs))
     concurrency = blocks / geometry.request_blocks(context)
     tokens = _tokens(geometry, blocks, context, concurrency)
     log = texts.capacity_log(
@@ -584,8 +612,8 @@ def _check_memory(geometry: Geometry, usable: Sequence[tuple[Stage, int]], conte
 def _tokens(geometry: Geometry, blocks: int, context: int, concurrency: float) -> int:
     if geometry.dialect.tokens == "requests":
         return int(concurrency * context)
-    dcp = geometry.request.decode_context_parallel_size
-    return blocks // len(geometry.groups) * geometry.block_size * dcp
+    smallest = min(spec.block_size for group in geometry.groups for spec in group.kinds)
+    return blocks // len(geometry.groups) * smallest * geometry.request.decode_context_parallel_size
 
 
 def smallest_budgets(geometry: Geometry, context: int, sequences: int) -> tuple[int, ...]:

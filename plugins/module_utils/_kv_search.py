@@ -126,7 +126,8 @@ def _check_gate(request: Request) -> None:
         return
     share = request.gpu_memory_utilization or find_dialect(request.engine).utilization
     for rank, (total, available) in enumerate(zip(request.memory_total_bytes, request.memory_available_bytes)):
-        if available is not None and available < math.ceil(total * share):
+        taken = request.startup_bytes[rank] if request.startup_bytes else 0
+        if available is not None and available - taken < math.ceil(total * share):
             raise ValueError(
                 f"memory_available_bytes: rank {rank} has {available}, and the engine wants "
                 f"{math.ceil(total * share)} free at start-up (gpu_memory_utilization {share} of {total}); "

@@ -26,6 +26,20 @@ HEAD_LAUNCHER = (
     " scripts.main()"
 )
 
+# A node waits here for its head, with a few MB and at most half a second late. Ray itself would take 36 s from one try
+# to the next.
+WORKER_LAUNCHER = """\
+import socket, time
+while True:
+    try:
+        socket.create_connection({address!r}, 2).close()
+        break
+    except OSError:
+        time.sleep(0.5)
+import ray.scripts.scripts as scripts
+scripts.main()
+"""
+
 # Asks the head's GCS for the table of nodes, without a driver, a dashboard or a job. One JSON list on stdout.
 # Connecting takes milliseconds where the GCS answers, the import about a second.
 NODE_TABLE_SCRIPT = """\
@@ -78,9 +92,11 @@ def ray_argv(options: RayOptions, node_ip: str) -> list[str]:
         if head
         else [f"--address={options.head_ip}:{port}"]
     )
-    launcher = [f"{options.runtime}/bin/python", "-c", HEAD_LAUNCHER] if head else [f"{options.runtime}/bin/ray"]
+    launcher = HEAD_LAUNCHER if head else WORKER_LAUNCHER.format(address=(options.head_ip, port))
     return [
-        *launcher,
+        f"{options.runtime}/bin/python",
+        "-c",
+        launcher,
         "start",
         *role,
         f"--node-ip-address={node_ip}",

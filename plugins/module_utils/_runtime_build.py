@@ -61,6 +61,8 @@ VERSION_FILE = "vllm/_version.py"
 MANIFEST_NAME = "manifest.json"
 _FILE_MODE, _PROGRAM_MODE = 0o444, 0o555
 _CHUNK_BYTES = 1 << 20
+# How many archives stay in the cache.
+_KEPT_ARCHIVES = 3
 _SCRIPT_GROUPS = ("console_scripts", "gui_scripts")
 _ENTRY_POINT = re.compile(r"^(?P<module>[\w.]+)\s*:\s*(?P<attribute>[\w.]+)\s*(?:\[.*\])?$")
 _PYTHON_SHEBANG = re.compile(rb"^#!\s*python[^\n]*\n")
@@ -578,6 +580,15 @@ def _sweep(cache: Path, digest: str) -> None:
                 path.unlink(missing_ok=True)
 
 
+def _prune(cache: Path, digest: str) -> None:
+    """Remove the archives beyond the last few: each is over a gigabyte, and building one again takes a minute."""
+    others = [path for path in cache.glob("*.tar") if path.stem != digest and path.with_suffix(".json").is_file()]
+    newest_first = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in newest_first[_KEPT_ARCHIVES - 1 :]:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
 def build(request: Request, cache: Path) -> tuple[Archive, bool]:
     """The archive for ``request`` and whether it had to be built. Interrupted anywhere, the next call converges."""
     digest = request.digest
@@ -653,4 +664,5 @@ def build(request: Request, cache: Path) -> tuple[Archive, bool]:
         )
         seen = path.stat()
         _write_info(info_path, archive, [seen.st_size, seen.st_mtime_ns])
+        _prune(cache, digest)
         return archive, True

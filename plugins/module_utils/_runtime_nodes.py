@@ -17,10 +17,10 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     Manifest,
@@ -36,7 +36,6 @@ __all__ = [
     "bytes_needed",
     "check_node",
     "check_tree",
-    "file_sha256",
     "install",
     "load_manifest",
     "load_record",
@@ -430,14 +429,3 @@ def switch(layout: Layout, digest: str) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(f"runtime/{digest}")
     partial.replace(layout.current)
-
-
-def facts_dict(manifest: Manifest) -> Mapping[str, Any]:
-    """What a manifest says about its tree, without the files."""
-    return {
-        "digest": manifest.digest,
-        "tree_sha256": manifest.tree_sha256,
-        "tree_bytes": manifest.tree_bytes,
-        "versions": manifest.versions,
-        "target": asdict(manifest.target),
-    }

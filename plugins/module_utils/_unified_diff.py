@@ -10,6 +10,7 @@ place for that, so this reads the same format and refuses everything that is not
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["FilePatch", "Hunk", "PatchError", "apply_patch", "is_applied", "parse_diff"]
@@ -43,9 +44,6 @@ class Hunk:
     new_start: int
     old_lines: tuple[bytes, ...]
     new_lines: tuple[bytes, ...]
-    # The parts that say something only about the change: used to tell "already there" from "both ways the same".
-    removed: int
-    added: int
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,6 @@ def _read_hunk(lines: list[bytes], start: int, number: int) -> tuple[Hunk, int]:
     new_count = 1 if match[4] is None else int(match[4])
     old: list[bytes] = []
     new: list[bytes] = []
-    removed = added = 0
     at = start + 1
     last = b""
     while len(old) < old_count or len(new) < new_count or (at < len(lines) and lines[at].startswith(b"\\")):
@@ -120,10 +117,8 @@ def _read_hunk(lines: list[bytes], start: int, number: int) -> tuple[Hunk, int]:
             new.append(body)
         elif mark == b"-":
             old.append(body)
-            removed += 1
         elif mark == b"+":
             new.append(body)
-            added += 1
         else:
             raise PatchError(f"line {at + 1}: {_quote(line)} starts with none of ' ', '+', '-' inside hunk {number}")
         last = mark
@@ -134,7 +129,7 @@ def _read_hunk(lines: list[bytes], start: int, number: int) -> tuple[Hunk, int]:
             f" {len(old)} and {len(new)}"
         )
     text = header.decode("utf-8", "replace").rstrip()
-    return Hunk(number, text, old_start, new_start, tuple(old), tuple(new), removed, added), at
+    return Hunk(number, text, old_start, new_start, tuple(old), tuple(new)), at
 
 
 def parse_diff(text: bytes) -> tuple[FilePatch, ...]:
@@ -181,8 +176,7 @@ def _split(data: bytes) -> list[bytes]:
 
 def _elsewhere(lines: list[bytes], wanted: tuple[bytes, ...], at: int) -> str:
     """A hint where else the wanted lines stand, if they do."""
-    size = len(wanted)
-    places = [index for index in range(len(lines) - size + 1) if tuple(lines[index : index + size]) == wanted]
+    places = _places(lines, wanted)
     if not places:
         return ""
     nearest = min(places, key=lambda index: abs(index - at))
@@ -240,16 +234,45 @@ def apply_patch(patch: FilePatch, data: bytes | None) -> bytes | None:
     return None
 
 
+def _places(lines: Sequence[bytes], wanted: Sequence[bytes], start: int = 0) -> list[int]:
+    """Every index from ``start`` on where the lines ``wanted`` stand."""
+    size = len(wanted)
+    return [at for at in range(start, len(lines) - size + 1) if lines[at : at + size] == list(wanted)]
+
+
+def _contains(patch: FilePatch, data: bytes) -> bool:
+    """Whether what the diff makes stands in the file, in its order, and what it replaces stands nowhere any more."""
+    lines = _split(data)
+    done = 0
+    for hunk in patch.hunks:
+        old, new = hunk.old_lines, hunk.new_lines
+        if not new:
+            return False
+        places = _places(lines, new, done)
+        if not places:
+            return False
+        # The new lines may contain the old ones, as where a line is added behind the last.
+        within = len(_places(list(new), old)) if old else 0
+        if old and len(_places(lines, old)) > within * len(_places(lines, new)):
+            return False
+        done = places[0] + len(new)
+    return True
+
+
 def is_applied(patch: FilePatch, data: bytes | None) -> bool:
-    """Whether the file is already as the diff would leave it: every hunk can be taken back exactly."""
+    """Whether the file is already as the diff would leave it.
+
+    That is so when every hunk can be taken back exactly, or, since a newer version has its lines elsewhere, when the
+    new lines of every hunk stand in the file in their order and the old ones stand nowhere.
+    """
     if patch.new_path is None:
         return data is None
     if data is None:
         return False
-    try:
-        before = _apply(patch, data, reverse=True)
-    except PatchError:
-        return False
     if patch.old_path is None:
-        return before == b""
+        return data == b"".join(patch.hunks[0].new_lines)
+    try:
+        _apply(patch, data, reverse=True)
+    except PatchError:
+        return _contains(patch, data)
     return True

@@ -19,6 +19,7 @@ if t.TYPE_CHECKING:
 
     from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample
     from ansible_collections.sparkrig.serving.plugins.module_utils._ray import ClusterState
+    from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import UnitState
 
 Value = t.Any
 
@@ -149,6 +150,20 @@ def check_completion(text: str | None, tokens: int, seconds: float, problem: str
     what = f"A completion of {tokens} tokens took {seconds:.1f} s"
     sentence = what if ok else f"{what}; at least one token must come back"
     return Check("completion", ok, "an answer", text, sentence)
+
+
+def engine_state(unit: str, state: UnitState, phase: str, error: str) -> str:
+    """How the engine is that did not answer; its own error only when it died."""
+    if state.load == "not-found":
+        return f"{unit} does not exist there"
+    words = f"{unit} is {state.active}"
+    if state.restarts:
+        words += f", restarted {state.restarts} times"
+    if state.active == "active" and phase:
+        words += f", last seen: {phase}"
+    if error and (state.restarts or state.active == "failed"):
+        words += f"; it died of: {error.rstrip('.')}"
+    return words
 
 
 def unreachable_reason(message: str) -> str:

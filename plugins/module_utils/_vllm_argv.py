@@ -168,7 +168,8 @@ def _option(name: str, value: Value) -> list[str]:
     if kind == "json":
         return _pair(flag, canonical_json(value))
     if kind == "list":
-        return [flag, *(str(item) for item in value)] if value else []
+        words = [str(item) for item in t.cast("t.Sequence[Value]", value)]
+        return [flag, *words] if words else []
     text = str(value)
     if "\n" in text or "\0" in text:
         raise ValueError(f"engine option '{name}' is {value!r}; it must be one line")

@@ -162,6 +162,11 @@ options:
   reserve_bytes:
     description: Bytes that are to stay free on each rank's node, or a list by rank.
     type: raw
+  startup_bytes:
+    description:
+      - Bytes that the engine takes on each rank's node before its start-up gate looks at free memory (Ray, CUDA
+        context, NCCL), or a list by rank. They are part of O(overhead_bytes).
+    type: raw
   nodes:
     description: The names of the ranks' nodes, for sentences.
     type: list
@@ -332,6 +337,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "gpu_memory_utilization": {"type": "float"},
         "overhead_bytes": {"type": "raw"},
         "reserve_bytes": {"type": "raw"},
+        "startup_bytes": {"type": "raw"},
         "nodes": {"type": "list", "elements": "str"},
     }
 

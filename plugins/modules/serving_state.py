@@ -14,7 +14,7 @@ author: The sparkrig engineers (@sparkrig)
 description:
   - Reads the state of systemd units, the health of the API, the nodes of the Ray cluster, and from the journal how far
     the engine came or of what it died.
-  - Changes nothing. P(sparkrig.serving.wait_for_state#action) asks it again and again until it says RV(ready).
+  - Changes nothing. M(sparkrig.serving.wait_for_state) asks it again and again until it says RV(ready).
 extends_documentation_fragment:
   - sparkrig.serving._attributes
 attributes:

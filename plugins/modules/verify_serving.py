@@ -53,6 +53,10 @@ options:
     description: How long the completion may take.
     type: int
     default: 120
+  unit:
+    description: The engine's unit. When no completion comes back, its state and its own error are told as well.
+    type: str
+    default: sparkrig-vllm.service
   plan:
     description:
       - The KV plan. C(num_blocks), C(kv_cache_tokens) and C(max_concurrency) are compared where they are set.
@@ -159,8 +163,10 @@ import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample, labels_of, parse_metrics
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import probe_ray
+from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import SHOWN_PROPERTIES, parse_show
 from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     CACHE_INFO,
     Check,
@@ -169,9 +175,12 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     check_drafts,
     check_models,
     check_ray,
+    engine_state,
 )
 
 METRICS_TIMEOUT_S = 10
+# An engine that died earlier than this has been restarted since, and its error is no news.
+JOURNAL_SINCE = "-15min"
 
 
 class Api:
@@ -250,6 +259,15 @@ def complete(api: Api, params: dict[str, t.Any]) -> tuple[str | None, int, float
         return None, 0, time.monotonic() - begin, str(error)
 
 
+def engine_words(module: AnsibleModule, unit: str) -> str:
+    """What systemd and the journal say about an engine that does not answer."""
+    command = ["systemctl", "show", f"--property={','.join(SHOWN_PROPERTIES)}", unit]
+    state = parse_show(module.run_command(command)[1])
+    journal = ["journalctl", "--unit", unit, "--output=cat", "--no-pager", f"--since={JOURNAL_SINCE}"]
+    lines = module.run_command(journal, errors="surrogate_then_replace")[1].splitlines()
+    return engine_state(unit, state, phase(lines), root_error(lines))
+
+
 def models_checks(api: Api, params: dict[str, t.Any]) -> list[Check]:
     """What the API says that it serves."""
     try:
@@ -271,6 +289,7 @@ def main() -> None:
             "prompt": {"type": "str", "default": "Say hello."},
             "max_tokens": {"type": "int", "default": 16},
             "timeout_s": {"type": "int", "default": 120},
+            "unit": {"type": "str", "default": "sparkrig-vllm.service"},
             "plan": {"type": "dict"},
             "plan_file": {"type": "path", "default": "/var/lib/sparkrig/plan.json"},
             "max_model_len": {"type": "int"},
@@ -294,6 +313,8 @@ def main() -> None:
     text, tokens, seconds, problem = complete(api, params)
     after = metrics(api)
 
+    if problem:
+        problem = f"{problem} ({engine_words(module, params['unit'])})"
     checks: list[Check] = [check_completion(text, tokens, seconds, problem)]
     # Of an engine that does not answer the sentence about the completion says enough.
     if not problem:

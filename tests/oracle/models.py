@@ -59,6 +59,19 @@ QWEN3_MOE = _model(
     mlp_only_layers=[],
     **_EXPERTS,
 )
+QWEN2_MOE = _model(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    num_hidden_layers=2,
+    num_experts=4,
+    shared_expert_intermediate_size=64,
+    decoder_sparse_step=1,
+    mlp_only_layers=[],
+    **_EXPERTS,
+)
+GLM4 = _model("glm4", "Glm4ForCausalLM", num_hidden_layers=2, head_dim=32, partial_rotary_factor=0.5)
+EAGLE = {**LLAMA, "architectures": ["EagleLlamaForCausalLM"], "num_hidden_layers": 1}
+EAGLE3 = {**LLAMA, "architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": 512}
 GEMMA2 = _model(
     "gemma2", "Gemma2ForCausalLM", num_hidden_layers=5, head_dim=32, sliding_window=256, query_pre_attn_scalar=32
 )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -31,11 +30,12 @@ class Oracle:
                 f"{VARIABLE} must name a Python interpreter that can import vllm 0.32.0 for CPU; it is {python!r}. "
                 "`make test` builds one."
             )
-        self.resources = contextlib.ExitStack()
-        self.log = self.resources.enter_context(tempfile.TemporaryFile("w+"))
+        descriptor, name = tempfile.mkstemp(suffix=".log")
+        self.log = Path(name)
         self.process = subprocess.Popen(
-            [python, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+            [python, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=descriptor, text=True
         )
+        os.close(descriptor)
 
     def ask(self, op: str, **question: t.Any) -> dict[str, t.Any]:
         """The answer to one question."""
@@ -44,8 +44,7 @@ class Oracle:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            self.log.seek(0)
-            raise RuntimeError(f"the oracle died: {self.log.read()[-2000:]}")
+            raise RuntimeError(f"the oracle died: {self.log.read_text(encoding='utf-8')[-2000:]}")
         return t.cast("dict[str, t.Any]", json.loads(line))
 
     def close(self) -> None:
@@ -53,7 +52,7 @@ class Oracle:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=60)
-        self.resources.close()
+        self.log.unlink()
 
 
 def _state_description(geometry: Geometry, entry: Entry, shape: StateShape) -> dict[str, t.Any]:

@@ -16,6 +16,10 @@ from tests.oracle.oracle import Oracle
 SCHEDULER = {"max_num_batched_tokens": 512, "max_num_seqs": 4}
 MTP = {"method": "mtp", "num_speculative_tokens": 1}
 
+SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 2_000_000}
+LONG = {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}
+LARGE = {"max_model_len": 512, "kv_cache_memory_bytes": 8_000_000}
+
 Case = tuple[str, dict[str, t.Any], dict[str, t.Any]]
 
 CASES: list[Case] = [
@@ -106,6 +110,48 @@ MORE: list[Case] = [
         {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000, "enable_prefix_caching": False},
     ),
     ("chunked", models.LLAMA4, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
+    (
+        "eagle",
+        models.LLAMA,
+        {**SMALL, "speculative_config": {"method": "eagle", "num_speculative_tokens": 2}, "draft_config": models.EAGLE},
+    ),
+    (
+        "eagle3",
+        models.LLAMA,
+        {
+            **SMALL,
+            "speculative_config": {"method": "eagle3", "num_speculative_tokens": 2},
+            "draft_config": models.EAGLE3,
+        },
+    ),
+    ("cannot-draft", models.LLAMA, {**SMALL, "speculative_config": MTP}),
+    ("qwen2-moe", models.QWEN2_MOE, SMALL),
+    (
+        "qwen2-moe-window",
+        {**models.QWEN2_MOE, "use_sliding_window": True, "sliding_window": 256, "max_window_layers": 0},
+        LONG,
+    ),
+    ("qwen3-moe-window", {**models.QWEN3_MOE, "use_sliding_window": True, "sliding_window": 256}, LONG),
+    ("glm4", models.GLM4, SMALL),
+    ("layer-types", {**models.MISTRAL, "layer_types": ["sliding_attention", "full_attention"] * 2}, LONG),
+    ("gpt-oss-types", {**models.GPT_OSS, "layer_types": ["full_attention"] * 5}, LONG),
+    ("unhybrid", models.GEMMA3, {**LONG, "disable_hybrid_kv_cache_manager": True}),
+    ("override", models.LLAMA, {**SMALL, "num_gpu_blocks_override": 9}),
+    ("hf-overrides", models.LLAMA, {**SMALL, "hf_overrides": {"num_hidden_layers": 2}}),
+    (
+        "linear-rope",
+        {**models.LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"max_model_len": -1, "kv_cache_memory_bytes": 400_000_000},
+    ),
+    ("no-context", {key: value for key, value in models.LLAMA.items() if key != "max_position_embeddings"}, SMALL),
+    ("float16", {**models.LLAMA, "torch_dtype": "float16"}, SMALL),
+    ("float32", {**models.LLAMA, "torch_dtype": "float32"}, SMALL),
+    ("one-token", models.DEEPSEEK_V3, {"max_model_len": 1, "kv_cache_memory_bytes": 200_000}),
+    (
+        "nemotron-mtp",
+        {**models.NEMOTRON_H, "num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*"},
+        {**LARGE, "speculative_config": MTP},
+    ),
 ]
 
 
@@ -121,7 +167,13 @@ def _host_options(oracle: Oracle, config: dict[str, t.Any]) -> dict[str, t.Any]:
 
 
 def _compare(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.Any]) -> None:
-    theirs = oracle.ask("engine", config=config, arguments={**arguments, **SCHEDULER})
+    engine_arguments = {key: value for key, value in arguments.items() if key != "draft_config"}
+    theirs = oracle.ask(
+        "engine",
+        config=config,
+        draft_config=arguments.get("draft_config"),
+        arguments={**engine_arguments, **SCHEDULER},
+    )
     question = {**arguments, **SCHEDULER, "config": config, "device": "cpu", "engine": "0.32.0"}
     ours = fit({**question, **_host_options(oracle, config)})
     if not theirs["ok"]:

@@ -210,3 +210,19 @@ def test_pipeline_stages() -> None:
     # Three layers: two on the first stage, one and the draft layer on the second.
     assert answer["bytes_per_block"] == 2 * 18_432
     assert answer["num_blocks"] == 20_000_000 // (2 * 18_432)
+
+
+def test_legal_dcp_is_proposed() -> None:
+    """Where DCP is what the engine refuses, the next smaller one that it takes is the change."""
+    answer = glm(decode_context_parallel_size=3)
+    assert answer["changes"] == [{"decode_context_parallel_size": 2}]
+    assert answer["reasons"][0].endswith("Smallest change: decode_context_parallel_size 2.")
+    assert answer["ranks"] == [] and answer["num_blocks"] is None
+
+
+def test_gate_sees_what_is_left_at_startup() -> None:
+    """Ray, context and NCCL are there before the engine looks: 118.3 GiB before them are 110.66 GiB then."""
+    options = {"memory_available_bytes": int(118.3 * GIB), "startup_bytes": int(7.64 * GIB)}
+    assert glm(gpu_memory_utilization=0.9, **options)["fits"]
+    answer = glm(gpu_memory_utilization=0.915, **options)
+    assert answer["engine_error"].startswith("Free memory on device cuda:0 (110.66/121.69 GiB) on startup is less than")

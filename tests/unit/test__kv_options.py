@@ -61,8 +61,11 @@ BAD = [
         "speculative_config.num_speculative_tokens: None is not allowed; it must be an integer of at least 1",
     ),
     (
-        {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}},
-        "speculative_config.method: mtp needs built-in draft layers, and the config of model_type llama has none",
+        {
+            "config": {**LLAMA, "model_type": "glm4_moe", "num_nextn_predict_layers": 0},
+            "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+        },
+        "speculative_config.method: mtp needs built-in draft layers, and the config of model_type glm4_moe has none",
     ),
     (
         {"speculative_config": {"method": "eagle3", "num_speculative_tokens": 1}},
@@ -146,3 +149,10 @@ def test_one_value_for_all_ranks() -> None:
         {"config": LLAMA, "tensor_parallel_size": 2, "weights_bytes": 7, "memory_available_bytes": [None, 9]}
     )
     assert (request.weights_bytes, request.memory_available_bytes, request.ranks) == ((7, 7), (None, 9), 2)
+
+
+def test_models_that_cannot_draft() -> None:
+    """A family without an MTP head is vLLM's own refusal."""
+    options = {"config": LLAMA, "kv_cache_memory_bytes": 10**6, "max_model_len": 512}
+    answer = fit({**options, "speculative_config": {"method": "mtp", "num_speculative_tokens": 1}})
+    assert (answer["fits"], answer["engine_error"]) == (False, "Unsupported speculative method: 'mtp'")

@@ -36,17 +36,17 @@ def test_the_head_has_its_own_flags_and_the_others_have_its_address() -> None:
     # Ray aborts on a head's flag elsewhere.
     assert not set(HEAD_ONLY) & set(worker)
     assert "--address=10.98.1.11:26479" in worker
-    assert worker[0] == "/opt/sparkrig/current/bin/ray"
-    # The head is started without the server of the Ray client.
-    assert head[:2] == ["/opt/sparkrig/current/bin/python", "-c"]
+    # The head is started without the server of the Ray client; the others wait for the head first.
+    assert head[:2] == worker[:2] == ["/opt/sparkrig/current/bin/python", "-c"]
     assert "get_ray_client_dependency_error" in head[2]
+    assert "create_connection(('10.98.1.11', 26479), 2)" in worker[2]
     assert not [word for word in head if word.startswith("--address")]
 
 
 def test_every_node_is_slim_and_every_port_is_pinned() -> None:
     words = ray_argv(RayOptions(head_ip="10.98.1.11", port=30000), "10.98.1.12")
-    assert words[:2] == ["/opt/sparkrig/current/bin/ray", "start"]
-    assert words[2:] == [
+    assert words[3:] == [
+        "start",
         "--address=10.98.1.11:30000",
         "--node-ip-address=10.98.1.12",
         "--node-manager-port=30001",
@@ -177,3 +177,8 @@ def test_a_probe_that_fails_says_why(answer: tuple[int, str, str], problem: str)
         assert text.endswith(problem)
         assert [words[0] for words in run.calls] == ["/python"]
         assert run.calls[0][-1] == address
+
+
+@pytest.mark.parametrize("ip", ["10.98.1.11", "10.98.1.12"])
+def test_the_launchers_are_programs(ip: str) -> None:
+    compile(ray_argv(RayOptions(head_ip="10.98.1.11"), ip)[2], "launcher", "exec")

@@ -56,7 +56,7 @@ def split(data: bytes) -> list[bytes]:
 def test_one_hunk_is_read_and_applied() -> None:
     patch = only(DIFF)
     assert patch.path == "dir/numbers.txt"
-    assert [(hunk.old_start, hunk.new_start, hunk.removed, hunk.added) for hunk in patch.hunks] == [(2, 2, 1, 1)]
+    assert [(hunk.old_start, hunk.new_start, len(hunk.old_lines)) for hunk in patch.hunks] == [(2, 2, 3)]
     assert apply_patch(patch, OLD) == NEW
     assert is_applied(patch, NEW)
     assert not is_applied(patch, OLD)
@@ -100,6 +100,29 @@ def test_files_are_created_and_deleted() -> None:
     assert not is_applied(delete, b"a\nb\n")
     with pytest.raises(PatchError, match="lines would be left over"):
         apply_patch(delete, b"a\nb\nc\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"zero\nzero\n" + NEW, True),
+        (b"zero\n" + OLD, False),
+        (b"zero\n" + NEW + OLD, False),
+        (b"3\n", False),
+        (b"", False),
+    ],
+    ids=["moved", "moved and not there", "both", "without context", "empty"],
+)
+def test_what_a_newer_version_has_elsewhere_is_recognised(data: bytes, expected: bool) -> None:
+    assert is_applied(only(DIFF), data) is expected
+
+
+def test_two_hunks_that_moved_are_recognised_only_in_their_order() -> None:
+    diff = b"--- a/f\n+++ b/f\n@@ -1 +1,2 @@\n a\n+b\n@@ -8 +9,2 @@\n x\n+y\n"
+    assert is_applied(only(diff), b"0\na\nb\n1\nx\ny\n")
+    assert not is_applied(only(diff), b"0\nx\ny\na\nb\n")
+    assert not is_applied(only(diff), b"0\na\nb\n1\nx\n")
+    assert not is_applied(only(diff), b"0\na\nb\na\nx\ny\n")
 
 
 @pytest.mark.parametrize(

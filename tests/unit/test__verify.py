@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.sparkrig.serving.plugins.filter.vllm_argv import FilterModule
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray import ClusterState
+from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import UnitState
 from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     ACCEPTED,
     CACHE_INFO,
@@ -22,6 +23,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     check_drafts,
     check_models,
     check_ray,
+    engine_state,
     summary,
     unreachable_reason,
 )
@@ -103,6 +105,25 @@ def test_a_completion_is_an_answer_with_tokens() -> None:
     assert not check_completion("", 0, 1.0, "").ok
     failed = check_completion(None, 0, 20.04, "/v1/chat/completions did not answer within 20 s")
     assert failed.sentence == "A completion failed after 20.0 s: /v1/chat/completions did not answer within 20 s"
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (UnitState(), "x.service does not exist there"),
+        (UnitState(load="loaded"), "x.service is inactive"),
+        (
+            UnitState(load="loaded", active="active"),
+            "x.service is active, last seen: loading weights",
+        ),
+        (
+            UnitState(load="loaded", active="failed", restarts=6),
+            "x.service is failed, restarted 6 times; it died of: ValueError: no room",
+        ),
+    ],
+)
+def test_the_state_of_an_engine_that_does_not_answer(state: UnitState, words: str) -> None:
+    assert engine_state("x.service", state, "loading weights", "ValueError: no room.") == words
 
 
 def test_the_ray_nodes() -> None:

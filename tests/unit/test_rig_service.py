@@ -71,7 +71,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
 
 
 def call(capsys: pytest.CaptureFixture[str], check: bool = False, **options: t.Any) -> dict[str, t.Any]:
-    arguments = {"name": "x.service", "_ansible_check_mode": check, "_ansible_diff": True, **options}
+    arguments: dict[str, t.Any] = {"name": "x.service", "_ansible_check_mode": check, "_ansible_diff": True, **options}
     with patch_module_args(arguments), pytest.raises(SystemExit):
         rig_service.main()
     result: dict[str, t.Any] = json.loads(capsys.readouterr().out)
@@ -80,7 +80,7 @@ def call(capsys: pytest.CaptureFixture[str], check: bool = False, **options: t.A
 
 def test_first_everything_then_nothing(systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = tmp_path / "x.env"
-    options = {"content": UNIT, "files": [{"path": str(env), "content": "A=1\n"}], "restart_on": ["digest"]}
+    options: dict[str, t.Any] = {"content": UNIT, "files": [{"path": str(env), "content": "A=1\n"}], "restart_on": ["digest"]}
     first = call(capsys, **options)
     assert (first["changed"], first["started"]) == (True, True)
     assert first["actions"] == [
@@ -101,7 +101,7 @@ def test_first_everything_then_nothing(systemd: Systemd, tmp_path: Path, capsys:
 def test_a_dry_run_says_what_would_change_and_changes_nothing(
     systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"content": UNIT, "secret": {"path": str(tmp_path / "etc/s.env"), "variable": "K"}}
+    options: dict[str, t.Any] = {"content": UNIT, "secret": {"path": str(tmp_path / "etc/s.env"), "variable": "K"}}
     dry = call(capsys, check=True, **options)
     assert dry["changed"]
     assert dry["started"]
@@ -124,7 +124,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(
 def test_only_what_counts_restarts(
     systemd: Systemd, capsys: pytest.CaptureFixture[str], change: dict[str, t.Any], calls: list[list[str]]
 ) -> None:
-    options = {"content": UNIT, "restart_on": ["digest"]}
+    options: dict[str, t.Any] = {"content": UNIT, "restart_on": ["digest"]}
     call(capsys, **options)
     systemd.calls.clear()
     assert call(capsys, **{**options, **change})["changed"]
@@ -135,7 +135,7 @@ def test_an_environment_file_of_others_restarts(
     systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env = tmp_path / "fabric.env"
-    options = {"content": UNIT, "restart_files": [str(env)]}
+    options: dict[str, t.Any] = {"content": UNIT, "restart_files": [str(env)]}
     call(capsys, **options)
     env.write_text("A=1\n")
     assert call(capsys, **options)["started"]
@@ -154,7 +154,7 @@ def test_a_secret_is_made_once_kept_hidden_and_only_for_root(
     systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "secrets.env"
-    options = {"content": UNIT, "secret": {"path": str(path), "variable": "VLLM_API_KEY"}}
+    options: dict[str, t.Any] = {"content": UNIT, "secret": {"path": str(path), "variable": "VLLM_API_KEY"}}
     first = call(capsys, **options)
     text = path.read_text()
     key = text.strip().split("=", 1)[1]
@@ -171,7 +171,7 @@ def test_a_secret_is_made_once_kept_hidden_and_only_for_root(
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text() == text
     # The user gives a key of his own: the engine must get it.
-    own = {**options, "secret": {**options["secret"], "value": "my-key"}}  # type: ignore[dict-item]
+    own = {**options, "secret": {**options["secret"], "value": "my-key"}}
     third = call(capsys, **own)
     assert third["started"]
     assert "my-key" not in json.dumps({name: third[name] for name in ("actions", "diff")})
@@ -181,7 +181,7 @@ def test_a_secret_is_made_once_kept_hidden_and_only_for_root(
 def test_a_key_that_no_file_can_carry_is_refused(
     systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    secret = {"path": str(tmp_path / "s.env"), "variable": "K", "value": 'a "b"'}
+    secret: dict[str, t.Any] = {"path": str(tmp_path / "s.env"), "variable": "K", "value": 'a "b"'}
     result = call(capsys, content=UNIT, secret=secret)
     assert result["failed"]
     assert result["msg"].startswith("The value for K holds a blank, a quote")
@@ -243,7 +243,7 @@ def test_what_systemctl_refuses_is_told(
 
 
 def test_what_stands_on_it_is_stopped_before(systemd: Systemd, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"content": UNIT, "stop_first": ["top.service"]}
+    options: dict[str, t.Any] = {"content": UNIT, "stop_first": ["top.service"]}
     call(capsys, **options)
     systemd.calls.clear()
     assert "top.service" not in str(call(capsys, **options)["actions"])

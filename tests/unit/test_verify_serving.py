@@ -19,6 +19,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.sparkrig.serving.plugins.modules import serving_state, verify_serving
 
 KEY = "the-key"
+RUNNING = "LoadState=loaded\nActiveState=active\nSubState=running\nMainPID=7\nNRestarts=1\nInvocationID=a\n"
 PLAN = {"num_blocks": 271, "kv_cache_tokens": 4336, "max_concurrency": 2.1171875}
 
 
@@ -103,6 +104,14 @@ def verify(capsys: pytest.CaptureFixture[str], url: str, secrets: str, **options
     return result
 
 
+@pytest.fixture(autouse=True)
+def systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_command(_self: AnsibleModule, words: list[str], **_more: t.Any) -> tuple[int, str, str]:
+        return 0, "ValueError: no room\n" if words[0] == "journalctl" else RUNNING, ""
+
+    monkeypatch.setattr(AnsibleModule, "run_command", run_command)
+
+
 def failed(result: dict[str, t.Any]) -> list[str]:
     return [check["sentence"] for check in result["checks"] if not check["ok"]]
 
@@ -145,10 +154,13 @@ def test_a_dead_engine_and_a_wrong_key(url: str, secrets: str, capsys: pytest.Ca
     Engine.dead = True
     [sentence] = failed(verify(capsys, url, secrets))
     assert sentence.startswith("A completion failed after 0.")
-    assert sentence.endswith("/v1/chat/completions answered 500: EngineCore encountered an issue")
+    assert sentence.endswith(
+        "/v1/chat/completions answered 500: EngineCore encountered an issue"
+        " (sparkrig-vllm.service is active, restarted 1 times; it died of: ValueError: no room)"
+    )
     Engine.dead = False
     [sentence] = failed(verify(capsys, url, "/nowhere/secrets.env"))
-    assert sentence.endswith('/v1/chat/completions answered 401: {"error":"Unauthorized"}')
+    assert '/v1/chat/completions answered 401: {"error":"Unauthorized"} (' in sentence
 
 
 def test_nothing_listens(secrets: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +202,6 @@ def state(
     return result
 
 
-RUNNING = "LoadState=loaded\nActiveState=active\nSubState=running\nMainPID=7\nNRestarts=1\nInvocationID=a\n"
 FAILED = "LoadState=loaded\nActiveState=failed\nSubState=failed\nResult=start-limit-hit\nNRestarts=6\n"
 
 

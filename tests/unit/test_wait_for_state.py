@@ -57,11 +57,13 @@ class Waiting:
         return self.states[min(self.asked, len(self.states)) - 1]
 
     def run(self, check_mode: bool = False, **options: t.Any) -> dict[str, t.Any]:
-        action = wait_for_state.ActionModule.__new__(wait_for_state.ActionModule)
+        # Built without Ansible's own machinery, so any stand-in will do.
+        action: t.Any = wait_for_state.ActionModule.__new__(wait_for_state.ActionModule)
         action._task = Task({**OPTIONS, **options}, check_mode)
         action._display = self.screen
         action._execute_module = self.answer
-        return action.run(None, {"inventory_hostname": "spark1"})
+        result: dict[str, t.Any] = action.run(None, {"inventory_hostname": "spark1"})
+        return result
 
 
 def test_it_shows_news_at_once_and_the_same_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +98,7 @@ def test_the_end_of_the_time_says_what_was_seen_and_what_to_do(monkeypatch: pyte
     waiting = Waiting(monkeypatch, [{"ready": False, "message": "loading weights"}])
     result = waiting.run(timeout_s=5, advice="Look.")
     assert result["failed"]
-    assert result["msg"] == "the engine on spark1 is not ready after 5 s; last seen: loading weights. Look."
+    assert result["msg"] == "The engine on spark1 is not ready after 5 s; last seen: loading weights. Look."
     assert waiting.asked == 3
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import NODES, environment
-from testinfra.host import Host
+
+from lab.hosts import NODES, Host, environment
 
 PROJECT = Path(__file__).parents[3]
 PRUNED = yaml.safe_load((PROJECT / "roles/os_prune/defaults/main.yml").read_text(encoding="utf-8"))["os_prune_units"]

@@ -1,0 +1,102 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every planner dialect beside what the functions of that vLLM version answered.
+
+The fixture holds blocks, log lines and refusals that the published wheels of each version gave for the generated
+questions of tests/oracle/cases.py; only the log and the text are kept, so that no old vLLM is needed here.
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import find_dialect
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import parse_request
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import build_geometry, plan_cache
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import EngineRefusal
+from tests.oracle.cases import generate
+
+RECORDED = json.loads((Path(__file__).parents[1] / "fixtures/planner-dialects.json").read_text(encoding="utf-8"))
+MODEL = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 64}
+
+
+def answer(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Ours, in the shape of the fixture."""
+    request = parse_request(options)
+    try:
+        capacity = plan_cache(build_geometry(request), request.kv_cache_memory_bytes, request.max_model_len)
+    except EngineRefusal as refusal:
+        return {"error": str(refusal)}
+    if capacity.error is not None:
+        return {"error": capacity.error}
+    return {"blocks": capacity.blocks, "log": capacity.log}
+
+
+@pytest.mark.parametrize("engine", sorted(RECORDED))
+def test_recorded(engine: str) -> None:
+    """Blocks, log lines and refusals of this version, without deviation."""
+    assert len(RECORDED[engine]) > 25
+    for seed, theirs in RECORDED[engine].items():
+        assert answer({**generate(int(seed)), "engine": engine}) == theirs, seed
+
+
+@pytest.mark.parametrize("engine", ["0.32", "0.32.0", "0.32.1", "0.32.0+cpu", "0.32.0rc1", "0.32.1.dev5+g1234"])
+def test_spellings(engine: str) -> None:
+    """A version counts by its minor number, whatever was appended."""
+    assert find_dialect(engine).name == "0.32"
+
+
+@pytest.mark.parametrize("engine", ["0.29.0", "1.0", "", "0.3", "v0.32.0", "dark"])
+def test_unknown_versions(engine: str) -> None:
+    """A version that was not compared with its wheel is refused."""
+    with pytest.raises(ValueError, match="is not a planner that is known here"):
+        find_dialect(engine)
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype"), [("0.13.0", "nvfp4"), ("0.24.0", "int4_per_token_head"), ("0.28.0", "nvfp4_ds_mla")]
+)
+def test_cache_dtypes_by_version(engine: str, dtype: str) -> None:
+    """A cache dtype that the version does not offer is an error."""
+    options = {"config": MODEL, "engine": engine, "kv_cache_dtype": dtype, "kv_cache_memory_bytes": 10**6}
+    with pytest.raises(ValueError, match=f"^kv_cache_dtype: '{dtype}' is not known to engine {engine[:4]}$"):
+        fit({**options, "max_model_len": 16})
+
+
+@pytest.mark.parametrize(
+    ("engine", "block_size", "states"), [("0.24.0", 272, 1), ("0.32.0", 272, 2), ("0.33.0", 320, 3)]
+)
+def test_gated_delta_net_on_h200(engine: str, block_size: int, states: int) -> None:
+    """Qwen3-Next at TP4 on SM90: blocks and states of a request, as the engines there had them."""
+    config = {
+        "model_type": "qwen3_next",
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "max_position_embeddings": 262_144,
+    }
+    found = fit(
+        {
+            "config": config,
+            "engine": engine,
+            "tensor_parallel_size": 4,
+            "compute_capability": "9.0",
+            "kv_cache_memory_bytes": 10**9,
+            "max_model_len": 2048,
+        }
+    )
+    assert found["block_size"] == block_size
+    blocks = -(-2048 // block_size) + 3 * states
+    assert found["max_concurrency"] == found["num_blocks"] / blocks
