@@ -94,7 +94,11 @@ build: venv system ## Build the node image and the runtime, side by side with no
 
 .PHONY: oracle
 oracle: build ## The fitter side by side with vLLM's own planner and engine
-	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle
+	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle -m "not slow"
+
+.PHONY: oracle-slow
+oracle-slow: build ## The rest of the real engines that the fitter is compared with
+	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle -m slow
 
 .PHONY: molecule
 molecule: venv system ## Every molecule scenario on one set of nodes

@@ -99,8 +99,11 @@ _FIT = {
     "compute_capability": Key("str", pattern=r"[0-9]+\.[0-9]+"),
     "device": Key("str", required=True, choices=("cpu", "cuda")),
     "engine": Key("str", required=True),
+    "kv_cache_layout": Key("str"),
     "overhead_bytes": Key("int", required=True, minimum=0),
     "reserve_bytes": Key("int", required=True, minimum=0),
+    "startup_bytes": Key("int", minimum=0),
+    "weights_bytes": Key("int", minimum=0),
 }
 
 # What every profile is asked for, and what the collection itself reads or bounds.

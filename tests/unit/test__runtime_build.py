@@ -51,8 +51,9 @@ TARGET = Target(MINOR, "x86_64", "2.34")
 PIP = """#!{python}
 import os, pathlib, shutil, sys
 arguments = sys.argv[3:]
-log = pathlib.Path(os.environ["INDEX"], "log")
-log.write_text(log.read_text() + " ".join(arguments) + chr(10) if log.exists() else " ".join(arguments) + chr(10))
+# Two of them run at once: one appended line each, so that none overwrites the other's.
+with open(pathlib.Path(os.environ["INDEX"], "log"), "a") as log:
+    log.write(" ".join(arguments) + chr(10))
 dest = arguments[arguments.index("--dest") + 1]
 for line in pathlib.Path(arguments[arguments.index("--requirement") + 1]).read_text().split():
     name, version = line.split("==")
