@@ -11,7 +11,7 @@ VENV := $(SPARKRIG_CACHE)/venv/$(shell { cat requirements.txt; python3 --version
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 COLLECTION := .collections/ansible_collections/sparkrig/serving
-MODULES := lab tests/unit tests/lab tests/oracle tests/bench
+PYTHON_FOLDERS := lab tests/unit tests/oracle tests/bench tests/fixtures
 
 .PHONY: help
 help: ## Show what can be made
@@ -81,7 +81,7 @@ lint: venv ## Linters and type checks
 	ruff format --check .
 	shellcheck lab/system.sh .ci/run
 	yamllint --strict .
-	mypy plugins $(MODULES) $(wildcard molecule/*/tests)
+	mypy plugins $(PYTHON_FOLDERS) $(wildcard molecule/*/tests)
 	ansible-lint
 
 .PHONY: unit
@@ -102,6 +102,8 @@ oracle-slow: build ## The rest of the real engines that the fitter is compared w
 
 .PHONY: molecule
 molecule: venv system ## Every molecule scenario on one set of nodes
+	@# What molecule remembers of a run that was killed is not what is there.
+	@molecule reset --scenario-name default >/dev/null
 	molecule test $(addprefix --scenario-name ,$(SCENARIOS))
 
 .PHONY: bench

@@ -80,7 +80,11 @@ def call(capsys: pytest.CaptureFixture[str], check: bool = False, **options: t.A
 
 def test_first_everything_then_nothing(systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = tmp_path / "x.env"
-    options: dict[str, t.Any] = {"content": UNIT, "files": [{"path": str(env), "content": "A=1\n"}], "restart_on": ["digest"]}
+    options: dict[str, t.Any] = {
+        "content": UNIT,
+        "files": [{"path": str(env), "content": "A=1\n"}],
+        "restart_on": ["digest"],
+    }
     first = call(capsys, **options)
     assert (first["changed"], first["started"]) == (True, True)
     assert first["actions"] == [
