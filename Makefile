@@ -20,6 +20,8 @@ help: ## Show what can be made
 # --- What both commands need ------------------------------------------------------------------------------
 
 $(VENV)/.complete: requirements.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lab: python3 is $$(python3 --version); 3.11 or newer is needed. Put a newer python3 first in PATH."; exit 1; }
 	@echo "lab: making the tools' virtual environment"
 	@rm -rf $(VENV) && python3 -m venv $(VENV)
 	@$(BIN)/pip install --quiet "$$(grep -oE '^uv==[0-9.]+' requirements.txt)"
@@ -45,11 +47,11 @@ requirements: venv ## Compile requirements.in into requirements.txt
 # --- The lab ------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: venv system ## Serve a model on four local nodes, from nothing, and print the endpoint
+demo: system venv ## Serve a model on four local nodes, from nothing, and print the endpoint
 	@python -m lab.demo
 
 .PHONY: up
-up: venv system ## Make the lab's nodes, or repair them, without serving anything
+up: system venv ## Make the lab's nodes, or repair them, without serving anything
 	@python -m lab.nodes up
 
 .PHONY: down
@@ -66,7 +68,7 @@ clean: down ## Remove the lab and its cache
 SCENARIOS := interrupted default refusals dead_node
 
 .PHONY: test
-test: venv system ## The whole test suite, from lint to the molecule scenarios
+test: system venv ## The whole test suite, from lint to the molecule scenarios
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target static build
 	@$(MAKE) --no-print-directory oracle
 	@$(MAKE) --no-print-directory molecule
@@ -89,7 +91,7 @@ unit: venv ## Unit tests of the cores, modules and filters
 	pytest tests/unit
 
 .PHONY: build
-build: venv system ## Build the node image and the runtime, side by side with nothing served
+build: system venv ## Build the node image and the runtime, side by side with nothing served
 	@python -m lab.build
 
 .PHONY: oracle
@@ -101,7 +103,7 @@ oracle-slow: build ## The rest of the real engines that the fitter is compared w
 	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle -m slow
 
 .PHONY: molecule
-molecule: venv system ## Every molecule scenario on one set of nodes
+molecule: system venv ## Every molecule scenario on one set of nodes
 	@# What molecule remembers of a run that was killed is not what is there.
 	@molecule reset --scenario-name default >/dev/null
 	molecule test $(addprefix --scenario-name ,$(SCENARIOS))

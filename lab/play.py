@@ -67,8 +67,10 @@ def play(playbook: str, variables: dict[str, t.Any] | None = None, options: Sequ
     return Outcome(result.returncode, result.stdout, parse_recap(result.stdout))
 
 
-def play_until(playbook: str, role: str, seconds: float) -> str:
-    """Run *playbook*, and kill it *seconds* after *role* has begun, with everything that it started.
+def play_until(playbook: str, task: str, seconds: float) -> str:
+    """Run *playbook*, and kill it *seconds* after *task* has begun, with everything that it started.
+
+    *task* is the beginning of "role : name", as the play shows it.
 
     Returns what it printed. Raises AssertionError when the run ends by itself before that.
     """
@@ -85,11 +87,11 @@ def play_until(playbook: str, role: str, seconds: float) -> str:
     printed = []
     for line in process.stdout:
         printed.append(line)
-        if line.startswith(f"TASK [sparkrig.serving.{role} : "):
+        if line.startswith(f"TASK [sparkrig.serving.{task}"):
             threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL)).start()
             break
     printed += process.stdout.readlines()
     text = "".join(printed)
     if process.wait() != -signal.SIGKILL:
-        raise AssertionError(f"{playbook} ended by itself before it was killed in role {role}:\n{text}")
+        raise AssertionError(f"{playbook} ended by itself before it was killed in {task}:\n{text}")
     return text

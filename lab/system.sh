@@ -5,11 +5,13 @@
 # Install the packages that the lab needs of this machine, if one of their programs is missing.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
-set -- podman crun runc mmdebstrap iproute2 openssh-client shellcheck util-linux libnuma1
+set -- podman crun runc mmdebstrap iproute2 openssh-client shellcheck util-linux libnuma1 python3-venv
 missing=""
 for program in podman runc mmdebstrap ip ssh shellcheck nsenter; do
   command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
+# Debian keeps what `python3 -m venv` needs in a package of its own.
+python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 # The oracle tests run the nodes' vLLM on this machine as well, and it is linked against libnuma.
 ls /usr/lib/*/libnuma.so.1 >/dev/null 2>&1 || missing="$missing libnuma1"
 [ -n "$missing" ] || exit 0

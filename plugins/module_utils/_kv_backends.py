@@ -27,7 +27,8 @@ class Backend:
     implementation: the class that DCP errors name; dcp_since: the version in which it learnt to return the softmax LSE,
     which DCP needs (None: it never did); interleaves_since: the version in which it can draft with a DCP interleave
     above one;
-    row_page: rows of one page of the kernel, where blocks must be whole pages apart (0: no such rule).
+    row_page: rows of one page of the kernel, where blocks must be whole pages apart (0: no such rule);
+    packed_rows: the same for a packed cache dtype, in a kernel that reads other caches row by row.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Backend:
     dcp_since: tuple[int, int] | None = None
     interleaves_since: tuple[int, int] | None = None
     row_page: int = 0
+    packed_rows: int = 0
 
     @property
     def smallest(self) -> int:
@@ -80,7 +82,15 @@ _ROWS = (
     Backend("CUTLASS_MLA", "CutlassMLAImpl", fixed=(128,), dcp_since=(0, 13)),
     Backend("FLASHINFER_MLA", "FlashInferMLAImpl", fixed=(32, 64), dcp_since=(0, 26)),
     Backend("TOKENSPEED_MLA", "TokenspeedMLAImpl", fixed=(32, 64), dcp_since=(0, 26), interleaves_since=(0, 32)),
-    Backend("FLASHMLA_SPARSE", "FlashMLASparseImpl", multiple=64, dcp_since=(0, 30), interleaves_since=(0, 30)),
+    Backend(
+        "FLASHMLA_SPARSE",
+        "FlashMLASparseImpl",
+        multiple=64,
+        dcp_since=(0, 30),
+        interleaves_since=(0, 30),
+        row_page=1,
+        packed_rows=64,
+    ),
     Backend("FLASHINFER_MLA_SPARSE", "FlashInferMLASparseImpl", multiple=32, dcp_since=(0, 26), row_page=32),
     Backend("FLASHINFER_MLA_SPARSE_SM120", "FlashInferMLASparseSM120Impl", multiple=64, row_page=64),
     Backend("B12X_MLA_SPARSE", "B12xMLASparseImpl", multiple=64, dcp_since=(0, 24)),
@@ -204,6 +214,21 @@ def token_bytes(cache: Cache, heads: int, dtype: str, dialect: Dialect) -> int:
     if dtype.endswith("per_token_head"):
         return heads * (elements + 8)
     return heads * elements * PLAIN_BYTES
+
+
+def strides(cache: Cache, backend: Backend, size: int, dtype: str, request: Request) -> tuple[int, int]:
+    """What the distance of blocks must be a multiple of: bytes, and rows of a kernel's largest block (0: no such rule).
+
+    size: bytes of one token.
+    """
+    if cache.kind == INDEXER:
+        return 1, _INDEXER_BLOCK
+    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
+    if backend.packed_rows and dtype in _ROW_BYTES and not blackwell:
+        return 1, backend.packed_rows
+    if backend.row_page:
+        return backend.row_page * size, 0
+    return 1, max(backend.fixed or (0,))
 
 
 def rank_heads(cache: Cache, tensor_parallel_size: int) -> int:

@@ -20,6 +20,8 @@ GIB = 2**30
 class Dialect:
     """The habits of one planner.
 
+    aligns_blocks: blocks lie whole kernel blocks apart, in a layout that can be chosen (0.30 and later).
+    counts_states: CUDA graphs want one block for each sequence of a model with recurrent layers.
     null_block: one block is held back when a request is checked against the budget (0.30 and later).
     check: `layers` sums every layer of a rank (0.13), `groups` counts whole pool blocks.
     concurrency: `bytes` divides one request's bytes by the bytes of a pool block, `groups` adds up blocks.
@@ -32,6 +34,8 @@ class Dialect:
     pads_attention_pages: attention pages that do not divide the largest may be padded too.
     window_kernels: a sliding-window layer takes a block size of its own, one that its kernel runs.
     caches_state_prefixes: hybrids cache prefixes unless they are told not to.
+    keeps_every_state: cached prefixes of Mamba2 keep the state of every block; `undrafted`: only without drafts.
+    kernel_step: tokens that blocks of a hybrid are multiples of (0: the backend's smallest, or the block size).
     checkpoint_kinds: recurrent states that keep one more block for a checkpoint inside the prefill.
     gdn_checkpoint_tokens: blocks of a gated-delta-net hybrid that takes such checkpoints are multiples of this.
     state_blocks_by_length: recurrent states are counted by context over block size (0.13).
@@ -44,6 +48,8 @@ class Dialect:
     name: str
     version: tuple[int, int]
     null_block: bool = False
+    aligns_blocks: bool = False
+    counts_states: bool = True
     auto_fit: bool = True
     check: str = "groups"
     concurrency: str = "bytes"
@@ -58,6 +64,8 @@ class Dialect:
     pads_attention_pages: bool = False
     window_kernels: bool = False
     caches_state_prefixes: bool = False
+    keeps_every_state: str = "no"
+    kernel_step: int = 0
     checkpoint_kinds: tuple[str, ...] = ()
     gdn_checkpoint_tokens: int = 1
     state_blocks_by_length: bool = False
@@ -76,6 +84,7 @@ _ROWS = (
         name="0.13",
         version=(0, 13),
         auto_fit=False,
+        counts_states=False,
         check="layers",
         tokens="blocks",
         group_ratio_percent=125,
@@ -83,6 +92,8 @@ _ROWS = (
         projects_layers=False,
         pads_state_pages=False,
         state_blocks_by_length=True,
+        keeps_every_state="always",
+        kernel_step=16,
         shares_indexers=False,
         owner="models's",
         mentions_cpu=False,
@@ -97,6 +108,7 @@ _ROWS = (
         override_counts=False,
         shares_indexers=False,
         pads_state_pages=False,
+        keeps_every_state="undrafted",
         owner="models's",
         mentions_cpu=False,
         dcp_texts="short",
@@ -105,12 +117,14 @@ _ROWS = (
     Dialect(
         name="0.24",
         version=(0, 24),
+        keeps_every_state="always",
         dcp_texts="short",
         tp_dcp_text="tp_size={tp} must be divisible bydcp_size={dcp}.",
     ),
     Dialect(
         name="0.26",
         version=(0, 26),
+        keeps_every_state="always",
         in_flight="batches",
         dcp_texts="short",
         window_kernels=True,
@@ -132,6 +146,7 @@ _ROWS = (
         window_kernels=True,
         caches_state_prefixes=True,
         null_block=True,
+        aligns_blocks=True,
         in_flight="batches",
         concurrency="groups",
         log_lines=1,

@@ -29,6 +29,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import 
 )
 
 
+# The layout in which a block holds all layers side by side.
+PACKED_LAYOUT = "BLHNC"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One cache in the engine: its layer (draft layers follow the last layer of the model) and its spec."""
@@ -158,15 +162,99 @@ def _fallback(entries: Sequence[Entry]) -> list[Group]:
         return []
 
 
-def group_entries(entries: Sequence[Entry], dialect: Dialect, disable_hybrid: bool) -> list[Group]:
+def _closest_divisor(counts: Sequence[int], lowest: int) -> int:
+    """The size of parts, `lowest` at least, that pads the counts least when each is cut into such parts."""
+    best, least = lowest, -1
+    for size in range(lowest, max(counts) + 1):
+        padding = sum(-count % size for count in counts)
+        if least < 0 or padding <= least:
+            best, least = size, padding
+    return best
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Layers of one type in a packed layout, by the size of their pages. Balanced: as many of each size."""
+
+    entries: tuple[Entry, ...]
+    by_page: tuple[tuple[Entry, ...], ...]
+
+    @property
+    def balanced(self) -> bool:
+        return len({len(part) for part in self.by_page}) == 1
+
+    @property
+    def repeats(self) -> int:
+        return max(len(part) for part in self.by_page)
+
+    def widest(self, parts: int) -> int:
+        """Bytes of the largest of so many groups."""
+        return sum(ceil_div(len(part), parts) * part[0].spec.page for part in self.by_page)
+
+    def split(self, parts: int) -> list[Group]:
+        """The bucket as so many groups, each with every page size."""
+        if parts == 1:
+            return [make_group(self.entries, mixed=True)]
+        rows = list(zip(*self.by_page))
+        return [make_group([entry for row in rows[n::parts] for entry in row], mixed=True) for n in range(parts)]
+
+
+def _buckets(entries: Sequence[Entry]) -> list[_Bucket]:
+    types: dict[tuple[Hashable, ...], list[Entry]] = {}
+    for entry in entries:
+        types.setdefault(_type_key(entry.spec), []).append(entry)
+    buckets = []
+    for members in types.values():
+        pages: dict[int, list[Entry]] = {}
+        for entry in members:
+            pages.setdefault(entry.spec.page, []).append(entry)
+        buckets.append(_Bucket(tuple(members), tuple(tuple(part) for part in pages.values())))
+    return buckets
+
+
+def _packed(entries: Sequence[Entry]) -> list[Group]:
+    """Groups of a layout that keeps all layers of a block together, so that pages need not be brought to one size.
+
+    Buckets with every page size equally often are cut into groups of as many repeats; recurrent layers, and windows where
+    nothing repeats, are cut until they fit into the block that the other layers need anyway.
+    """
+    buckets = _buckets(entries)
+    lowest = max([bucket.repeats for bucket in buckets if bucket.balanced and len(bucket.by_page) > 1] or [0])
+    counts = [bucket.repeats for bucket in buckets if bucket.balanced]
+    repeats = _closest_divisor(counts, lowest) if lowest else 0
+
+    def parts_of(bucket: _Bucket) -> int:
+        return ceil_div(bucket.repeats, repeats) if bucket.balanced and repeats else 1
+
+    def is_state(bucket: _Bucket) -> bool:
+        kind = bucket.entries[0].spec.kind
+        return kind == STATE or (not repeats and kind == SLIDING)
+
+    anchor = max(
+        bucket.widest(len(bucket.entries) if is_state(bucket) else parts_of(bucket)) for bucket in buckets
+    )
+    groups: list[Group] = []
+    for bucket in buckets:
+        parts = parts_of(bucket)
+        if is_state(bucket):
+            fitting = max(anchor // bucket.entries[0].spec.page, 1)
+            parts = max(parts, ceil_div(len(bucket.entries), fitting))
+        groups.extend(bucket.split(parts))
+    return groups
+
+
+def group_entries(entries: Sequence[Entry], dialect: Dialect, disable_hybrid: bool, layout: str) -> list[Group]:
     """The cache groups of a whole model.
 
-    entries: caches in the order of registration; disable_hybrid: windows are allocated as full attention.
+    entries: caches in the order of registration; disable_hybrid: windows are allocated as full attention;
+    layout: as for `block_bytes`.
     """
     if disable_hybrid:
         entries = _promoted(entries)
     if _is_one_type(entries):
         return [make_group(entries, mixed=len(_distinct(entries)) > 1)]
+    if layout == PACKED_LAYOUT and len({entry.spec.page for entry in entries}) > 1:
+        return _packed(entries)
     try:
         unified = _unify_pages(entries, dialect)
     except _PagesDiffer as error:
@@ -199,17 +287,21 @@ def project(groups: Sequence[Group], first: int, end: int, dialect: Dialect) -> 
     return projected
 
 
+def _aligned_page(group: Group) -> int:
+    if all(spec.page % spec.alignment == 0 for spec in group.kinds):
+        return group.page
+    return sum(round_up(entry.spec.page, entry.spec.alignment) for entry in group.entries)
+
+
 def block_bytes(groups: Sequence[Group], layout: str) -> int:
     """Bytes of one pool block: the largest group.
 
     layout: `LBNHC` (layer by layer) or `BLHNC`, which rounds the block up to a stride that every layer can be read by.
     """
-    largest = max(group.page for group in groups)
-    if layout != "BLHNC":
-        return largest
-    if len(groups) > 1:
-        raise ValueError("kv_cache_layout: BLHNC is known here only for models whose layers form one group")
-    return round_up(largest, _common_multiple(spec.stride for spec in groups[0].kinds))
+    if layout != PACKED_LAYOUT:
+        return max(_aligned_page(group) for group in groups)
+    held = {entry.spec for group in groups for entry in group.entries}
+    return round_up(max(group.page for group in groups), _common_multiple(spec.alignment for spec in held))
 
 
 def _common_multiple(numbers: Iterable[int]) -> int:

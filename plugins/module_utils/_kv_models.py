@@ -36,6 +36,7 @@ class StateShape:
     kind: `gdn` (gated delta net) or `mamba2`; conv_width: channels of the convolution state;
     kernel: taps of the convolution; heads x rows x columns: the recurrent state;
     groups, group_width: groups that are repeated when TP does not divide them (mamba2);
+    chunk: tokens that its prefill kernel takes at once (mamba2);
     dtype: what the checkpoint wants for the recurrent state, None: that of the convolution state.
     """
 
@@ -47,6 +48,7 @@ class StateShape:
     columns: int
     groups: int = 0
     group_width: int = 0
+    chunk: int = 0
     dtype: str | None = None
 
 
@@ -76,7 +78,9 @@ class Model:
     layers: caches by layer; drafts: caches of the layers that the built-in MTP head adds; draft_count: its layers;
     can_draft: the family has such a head, whether or not this config has layers of it;
     context: the longest context that the config allows (None: the config does not say), context_key: where it says so;
-    cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model.
+    default_context: what is served when no length is asked for;
+    cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model;
+    assumptions: sentences about keys that the config leaves to the engine's defaults.
     """
 
     family: str
@@ -89,11 +93,13 @@ class Model:
     draft_count: int
     can_draft: bool
     context: int | None
+    default_context: int | None
     context_key: str
     model_max_length: int | None
     cache_scheme: str | None
     encoder_tokens: int
     hybrid: bool
+    assumptions: tuple[str, ...] = ()
 
 
 class _Fields:
@@ -102,6 +108,7 @@ class _Fields:
     def __init__(self, config: Config, model_type: str) -> None:
         self.config = config
         self.model_type = model_type
+        self.assumed: dict[str, int] = {}
 
     def has(self, key: str) -> bool:
         return self.config.get(key) is not None
@@ -111,10 +118,19 @@ class _Fields:
         if value is None:
             if default is None:
                 raise ValueError(f"config: {key} is missing; model_type {self.model_type} cannot be sized without it")
+            self.assumed[key] = default
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise ValueError(f"config: {key} is {value!r}; it must be an integer of at least {minimum}")
         return value
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """A sentence for every key that the config leaves to the engine's default."""
+        return tuple(
+            f"config: {key} is missing; the engine's default for model_type {self.model_type} is {value}"
+            for key, value in sorted(self.assumed.items())
+        )
 
     def strings(self, key: str, length: int) -> list[str] | None:
         value = self.config.get(key)
@@ -141,7 +157,8 @@ class Family:
     """How one model_type is read.
 
     build: returns the caches by layer; mtp_key: config key with the number of built-in draft layers;
-    draft: caches of one draft layer, None: the last kind of full attention;
+    mtp_layers: draft layers where that key is missing; own_head_dim: the config's head_dim counts, not hidden_size over
+    heads alone; sparse: the model class cannot do without an indexer;
     defaults: what the model's own config class fills in where published configs leave a key out.
     """
 
@@ -149,6 +166,9 @@ class Family:
     mtp_key: str | None = None
     mla: bool = False
     hybrid: bool = False
+    mtp_layers: int = 0
+    own_head_dim: bool = True
+    sparse: bool = False
     defaults: tuple[tuple[str, int], ...] = ()
 
     def default(self, key: str) -> int | None:
@@ -157,10 +177,15 @@ class Family:
 
 def _heads(fields: _Fields, family: Family) -> _Heads:
     query = fields.integer("num_attention_heads", family.default("num_attention_heads"))
-    kv = fields.integer("num_key_value_heads", family.default("num_key_value_heads") or query)
-    size = fields.config.get("head_dim") or family.default("head_dim")
-    size = fields.integer("hidden_size") // query if size is None else fields.integer("head_dim", size)
-    return _Heads(query, kv, size)
+    explicit = "num_key_value_heads" in fields.config
+    kv = fields.integer("num_key_value_heads", query if explicit else family.default("num_key_value_heads") or query)
+    size = family.default("head_dim")
+    if not family.own_head_dim or not fields.has("head_dim") and size is None:
+        hidden = fields.integer("hidden_size")
+        if hidden < query:
+            raise ValueError(f"config: hidden_size is {hidden}; it must be at least num_attention_heads ({query})")
+        return _Heads(query, kv, hidden // query)
+    return _Heads(query, kv, fields.integer("head_dim", size))
 
 
 def _layer_count(fields: _Fields) -> int:
@@ -333,6 +358,8 @@ def _check_index_rule(fields: _Fields) -> None:
 def _mla(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """DeepSeek, Kimi K2 and GLM-5: MLA, with an indexer where the config has index_topk."""
     count, latent = _layer_count(fields), _latent(fields)
+    if family.sparse:
+        fields.integer("index_topk")
     if not fields.has("index_topk"):
         return ((latent,),) * count
     _check_index_rule(fields)
@@ -417,6 +444,7 @@ def _nemotron_layer(fields: _Fields, family: Family, kind: str) -> Layer:
         columns=width,
         groups=groups,
         group_width=width,
+        chunk=fields.integer("mamba_chunk_size" if fields.has("mamba_chunk_size") else "chunk_size", 128),
         dtype=_state_dtype(fields, "mamba_ssm_cache_dtype") or "float32",
     )
     return (Cache(STATE, state=state),)
@@ -425,6 +453,23 @@ def _nemotron_layer(fields: _Fields, family: Family, kind: str) -> Layer:
 def _nemotron_h(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     types = _nemotron_types(fields, "hybrid_override_pattern", ("layers_block_type", "layer_types"))
     return tuple(_nemotron_layer(fields, family, kind) for kind in types)
+
+
+def _mimo(fields: _Fields, family: Family) -> tuple[Layer, ...]:
+    """MiMo-V2: V heads are smaller than K heads, and windowed layers (1 in the pattern) have heads of their own."""
+    count, pattern = _layer_count(fields), fields.config.get("hybrid_layer_pattern")
+    if not isinstance(pattern, list) or any(entry not in (0, 1) for entry in pattern) or len(pattern) < count:
+        raise ValueError(f"config: hybrid_layer_pattern is {pattern!r}; it must be a list of {count} entries, 0 or 1")
+    key, window_key = fields.integer("head_dim"), fields.integer("swa_head_dim")
+    full = Cache(FULL, fields.integer("num_key_value_heads"), key, fields.integer("v_head_dim", key))
+    windowed = Cache(
+        SLIDING,
+        fields.integer("swa_num_key_value_heads"),
+        window_key,
+        fields.integer("swa_v_head_dim", window_key),
+        window=fields.integer("sliding_window_size"),
+    )
+    return tuple((windowed if entry else full,) for entry in pattern[:count])
 
 
 def _whisper(fields: _Fields, family: Family) -> tuple[Layer, ...]:
@@ -438,49 +483,56 @@ def _whisper(fields: _Fields, family: Family) -> tuple[Layer, ...]:
 _GEMMA2 = (("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256), ("sliding_window", 4096))
 _GEMMA3 = _GEMMA2 + (("max_position_embeddings", 131072),)
 _HEAD_128 = (("head_dim", 128),)
+_KV_8 = (("num_key_value_heads", 8),)
+_KV_32 = (("num_key_value_heads", 32),)
 
 _LLAMA = Family(_plain)
 _MLA = Family(_mla, mtp_key="num_nextn_predict_layers", mla=True)
+_DSA = Family(_mla, mtp_key="num_nextn_predict_layers", mla=True, sparse=True)
 _GEMMA3_FAMILY = Family(_alternating(6, 5), defaults=_GEMMA3)
 _QWEN_NEXT = Family(
     _gated_delta,
     mtp_key="num_nextn_predict_layers",
     hybrid=True,
-    defaults=(("head_dim", 256),),
+    mtp_layers=1,
+    defaults=(("head_dim", 256), ("num_key_value_heads", 2)),
 )
 _QWEN35 = Family(
     _gated_delta,
     mtp_key="mtp_num_hidden_layers",
     hybrid=True,
-    defaults=(("head_dim", 256),),
+    mtp_layers=1,
+    defaults=(("head_dim", 256), ("num_key_value_heads", 4)),
 )
 
 # model_type of the text part of a config -> how it is read.
 _FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
-    "mistral": Family(_plain, defaults=(("sliding_window", 4096),)),
-    "ministral3": _LLAMA,
-    "mixtral": _LLAMA,
-    "qwen2": Family(_qwen),
-    "qwen2_moe": Family(_qwen2_moe),
-    "qwen3": Family(_qwen, defaults=_HEAD_128),
-    "qwen3_moe": Family(_qwen3_moe),
+    "mistral": Family(_plain, defaults=(("sliding_window", 4096), *_KV_8)),
+    "ministral3": Family(_plain, defaults=_HEAD_128 + _KV_8),
+    "mixtral": Family(_plain, defaults=_KV_8),
+    "qwen2": Family(_qwen, own_head_dim=False, defaults=_KV_32),
+    "qwen2_moe": Family(_qwen2_moe, own_head_dim=False, defaults=(("num_key_value_heads", 16),)),
+    "qwen3": Family(_qwen, defaults=_HEAD_128 + _KV_32),
+    "qwen3_moe": Family(_qwen3_moe, defaults=(("num_key_value_heads", 4),)),
     "qwen3_next": _QWEN_NEXT,
     "qwen3_5_text": _QWEN35,
     "qwen3_5_moe_text": _QWEN35,
     "gemma2": Family(_alternating(2, 1), defaults=_GEMMA2),
     "gemma3_text": _GEMMA3_FAMILY,
-    "gpt_oss": Family(_gpt_oss, defaults=(("head_dim", 64), ("sliding_window", 128))),
-    "glm4": Family(_unwindowed, defaults=_HEAD_128),
-    "glm4_moe": Family(_unwindowed, mtp_key="num_nextn_predict_layers"),
-    "glm_moe_dsa": _MLA,
+    "gpt_oss": Family(_gpt_oss, defaults=(("head_dim", 64), ("sliding_window", 128), *_KV_8)),
+    "glm4": Family(_unwindowed, defaults=(*_HEAD_128, ("num_key_value_heads", 2))),
+    "glm4_moe": Family(_unwindowed, mtp_key="num_nextn_predict_layers", defaults=_KV_8),
+    "glm4_moe_lite": _MLA,
+    "glm_moe_dsa": _DSA,
     "deepseek_v2": Family(_mla, mla=True),
     "deepseek_v3": _MLA,
-    "deepseek_v32": _MLA,
+    "deepseek_v32": _DSA,
     "kimi_k2": _MLA,
-    "minimax_m2": Family(_unwindowed, defaults=_HEAD_128),
-    "nemotron_h": Family(_nemotron_h, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=_HEAD_128),
-    "llama4_text": Family(_llama4, defaults=_HEAD_128),
+    "mimo_v2_flash": Family(_mimo),
+    "minimax_m2": Family(_unwindowed, defaults=_HEAD_128 + _KV_8),
+    "nemotron_h": Family(_nemotron_h, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=_HEAD_128 + _KV_8),
+    "llama4_text": Family(_llama4, defaults=_HEAD_128 + _KV_8),
     "whisper": Family(_whisper),
 }
 
@@ -510,11 +562,13 @@ _ARCHITECTURES = {
     "GptOssForCausalLM": "gpt_oss",
     "Glm4ForCausalLM": "glm4",
     "Glm4MoeForCausalLM": "glm4_moe",
+    "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
     "GlmMoeDsaForCausalLM": "glm_moe_dsa",
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
     "DeepseekV32ForCausalLM": "deepseek_v32",
     "KimiK2ForCausalLM": "kimi_k2",
+    "MiMoV2FlashForCausalLM": "mimo_v2_flash",
     "MiniMaxM2ForCausalLM": "minimax_m2",
     "NemotronHForCausalLM": "nemotron_h",
     "Llama4ForCausalLM": "llama4_text",
@@ -535,7 +589,7 @@ _CONTEXT_KEYS = (
     "seq_len",
 )
 # Rope types that leave max_position_embeddings as it is.
-_UNSCALED_ROPES = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default", "mrope")
+_UNSCALED_ROPES = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 
 def _first_architecture(config: Config) -> str:
@@ -586,17 +640,37 @@ def _context(fields: _Fields, family: Family) -> tuple[int | None, str]:
     return int(found * _rope_factor(config)), key_of
 
 
-def _rope_factor(config: Config) -> float:
+def _ropes(config: Config) -> list[Config]:
+    """The rotary embeddings of a config: one, or one for each kind of layer."""
     ropes = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(ropes, dict):
-        return 1.0
-    nested = [entry for entry in ropes.values() if isinstance(entry, dict)]
+        return []
+    return [entry for entry in ropes.values() if isinstance(entry, dict)] or [ropes]
+
+
+def _rope_type(rope: Config) -> object:
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
+def _rope_factor(config: Config) -> float:
     factor = 1.0
-    for rope in nested or [ropes]:
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind not in _UNSCALED_ROPES:
-            factor = rope.get("factor") or 1.0
-    return float(factor)
+    for rope in _ropes(config):
+        if _rope_type(rope) in _UNSCALED_ROPES:
+            continue
+        value = rope.get("factor", factor)
+        if value is None:
+            value = 1.0
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"config: the factor of rope_parameters is {value!r}; it must be a number above 0")
+        factor = float(value)
+    return factor
+
+
+def _default_context(fields: _Fields, context: int | None) -> int | None:
+    """What the engine serves when it is asked for no length: with longrope, what the model was first trained for."""
+    if not any(_rope_type(rope) == "longrope" for rope in _ropes(fields.config)):
+        return context
+    return fields.integer("original_max_position_embeddings", context)
 
 
 def _modelopt_scheme(quantization: Config) -> str | None:
@@ -632,11 +706,18 @@ def _cache_scheme(config: Config, text: Config) -> str | None:
     return None
 
 
+def _draft_count(fields: _Fields, family: Family) -> int:
+    """Layers of the built-in MTP head."""
+    if family.mtp_key is None:
+        return 0
+    return fields.integer(family.mtp_key, family.mtp_layers, minimum=0)
+
+
 def _drafts(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Caches of the built-in draft layers: full copies of an attention layer of the model."""
-    if family.mtp_key is None or not fields.config.get(family.mtp_key):
+    count = _draft_count(fields, family)
+    if count == 0:
         return ()
-    count = fields.integer(family.mtp_key)
     if family.mla:
         one: Layer = (_latent(fields), _indexer(fields)) if fields.has("index_topk") else (_latent(fields),)
         return (one,) * count
@@ -680,14 +761,16 @@ def read_model(config: Config) -> Model:
         kv_heads=kv,
         layers=layers,
         drafts=_drafts(fields, family),
-        can_draft=family.mtp_key is not None,
-        draft_count=fields.integer(family.mtp_key, 0, minimum=0) if family.mtp_key else 0,
+        can_draft=family.mtp_key is not None and not (model_type == "nemotron_h" and _draft_count(fields, family) == 0),
+        draft_count=_draft_count(fields, family),
         context=context,
+        default_context=_default_context(fields, context),
         context_key=context_key,
         model_max_length=text.get("model_max_length"),
         cache_scheme=_cache_scheme(config, text),
         encoder_tokens=fields.integer("max_source_positions") if model_type == "whisper" else 0,
         hybrid=family.hybrid and any(cache.kind == STATE for layer in layers for cache in layer),
+        assumptions=fields.assumptions,
     )
 
 

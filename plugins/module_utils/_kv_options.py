@@ -28,7 +28,9 @@ CACHE_DTYPES = (
     "int8_per_token_head",
     "fp8_per_token_head",
 )
-DRAFT_METHODS = ("mtp", "deepseek_mtp", "eagle", "eagle3", "ngram")
+DRAFT_METHODS = ("mtp", "eagle", "eagle3", "ngram")
+# Names by model that the engine takes for mtp.
+_MTP_NAMES = ("deepseek_mtp", "glm4_moe_mtp", "glm4_moe_lite_mtp", "nemotron_h_mtp", "qwen3_next_mtp", "qwen3_5_mtp")
 LAYOUTS = ("LBNHC", "BLHNC")
 
 
@@ -51,6 +53,7 @@ class Request:
     max_num_seqs: int = 1
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool | None = None
+    enforce_eager: bool = False
     mamba_ssm_cache_dtype: str | None = None
     speculative_method: str | None = None
     speculative_tokens: int = 0
@@ -212,6 +215,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_num_seqs": _count,
     "max_num_batched_tokens": _count,
     "enable_prefix_caching": _optional_boolean,
+    "enforce_eager": _boolean,
     "mamba_ssm_cache_dtype": _optional_choice(("float32", "bfloat16", "float16")),
     "hf_overrides": _mapping,
     "engine": _text,
@@ -258,12 +262,13 @@ def _speculation(value: object) -> dict[str, Any]:
     if not value:
         return {}
     method = value.get("method")
+    method = "mtp" if method in _MTP_NAMES else method
     if method not in DRAFT_METHODS:
         raise _fail("speculative_config.method", method, "it must be one of {}".format(", ".join(DRAFT_METHODS)))
     tokens = _count("speculative_config.num_speculative_tokens", value.get("num_speculative_tokens"))
     replicated = value.get("replicated_draft", False)
     return {
-        "speculative_method": "mtp" if method == "deepseek_mtp" else method,
+        "speculative_method": method,
         "speculative_tokens": tokens,
         "replicated_draft": _boolean("speculative_config.replicated_draft", replicated),
     }

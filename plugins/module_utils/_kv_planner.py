@@ -24,6 +24,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
     judged_backend,
     rank_heads,
     resolve_dtype,
+    strides,
     token_bytes,
     unsupported_dtype,
 )
@@ -60,6 +61,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import 
     round_up,
 )
 
+_UNSCALED_FAMILIES = ("gemma3_text", "whisper")
 # Above every layer number.
 _NO_END = 1 << 30
 _STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -185,12 +187,25 @@ def takes_checkpoints(request: Request, dialect: Dialect, state: StateShape, sta
 def check_parallel(request: Request, model: Model, dialect: Dialect) -> None:
     """What the engine refuses before it looks at memory: heads, TP and DCP that do not go together."""
     tp, dcp = request.tensor_parallel_size, request.decode_context_parallel_size
+    if request.max_num_batched_tokens < request.max_num_seqs:
+        raise EngineRefusal(texts.batch_too_small(request.max_num_batched_tokens, request.max_num_seqs))
     if tp % dcp:
         raise EngineRefusal(dialect.tp_dcp_text.format(tp=tp, dcp=dcp))
     if model.query_heads % tp:
         raise EngineRefusal(texts.heads_not_divisible(model.query_heads, tp))
-    if dcp == 1 or model.mla:
+    if model.mla:
         return
+    if dcp > 1:
+        _check_grouped_dcp(request, model, dialect)
+    kinds = (FULL, SLIDING, CHUNKED)
+    for heads in sorted({cache.heads for layer in model.layers for cache in layer if cache.kind in kinds}):
+        if heads % tp and tp % heads:
+            raise EngineRefusal(texts.uneven_kv_heads(model.family, heads, tp))
+
+
+def _check_grouped_dcp(request: Request, model: Model, dialect: Dialect) -> None:
+    """DCP over KV heads: ranks that share a head, and no more than there are."""
+    tp, dcp = request.tensor_parallel_size, request.decode_context_parallel_size
     if tp <= model.kv_heads:
         raise EngineRefusal(texts.dcp_needs_more_ranks(dialect, tp, model.kv_heads))
     limit = tp // model.kv_heads
@@ -246,22 +261,20 @@ def find_model(request: Request, dialect: Dialect) -> Model:
 
 
 def _state_mode(request: Request, model: Model, dialect: Dialect) -> str:
+    """How recurrent states are kept; only Mamba2 can keep the state of every block."""
     if not model.hybrid:
         return "none"
+    every = any(cache.state is not None and cache.state.kind == "mamba2" for layer in model.layers for cache in layer)
+    every = every and dialect.keeps_every_state != "no"
+    if request.speculative_tokens and dialect.keeps_every_state == "undrafted":
+        every = False
+    cached = dialect.caches_state_prefixes if request.enable_prefix_caching is None else request.enable_prefix_caching
     if dialect.state_blocks_by_length:
-        if request.enable_prefix_caching:
-            raise ValueError(
-                f"enable_prefix_caching: engine {dialect.name} with recurrent layers is known here only without it"
-            )
-        return "length"
-    cached = request.enable_prefix_caching
-    if cached is None:
-        cached = dialect.caches_state_prefixes
-    if cached and dialect.version < (0, 28) and model.family == "nemotron_h":
-        raise ValueError(
-            f"enable_prefix_caching: engine {dialect.name} with Mamba2 layers is known here only without it"
-        )
-    return "align" if cached else "none"
+        # This version caches prefixes in this way only; other recurrent layers switch it off.
+        return "all" if cached and every else "length"
+    if not cached:
+        return "none"
+    return "all" if every else "align"
 
 
 def _in_flight(request: Request, dialect: Dialect) -> int:
@@ -310,6 +323,7 @@ class _Builder:
     block_size: int
     state_mode: str
     state_page: int
+    state_block: int
 
     def spec(self, cache: Cache) -> Spec:
         """The spec of a cache on one rank."""
@@ -317,9 +331,9 @@ class _Builder:
             return self._state(cache)
         heads = rank_heads(cache, self.request.tensor_parallel_size)
         size = token_bytes(cache, heads, self.dtype, self.dialect)
-        stride = 1
-        if cache.kind != INDEXER and self.backend.row_page:
-            stride = self.backend.row_page * size
+        stride, rows = 1, 0
+        if self.dialect.aligns_blocks:
+            stride, rows = strides(cache, self.backend, size, self.dtype, self.request)
         spec = Spec(
             kind=cache.kind,
             block_size=self.block_size,
@@ -328,6 +342,7 @@ class _Builder:
             window=cache.window,
             sharded=cache.kind in (FULL, SLIDING, CHUNKED, CROSS) or self.model.mla,
             stride=stride,
+            kernel_rows=rows,
         )
         if cache.kind == SLIDING and self.dialect.window_kernels:
             spec = spec.with_block_size(self.backend.window_block(self.block_size))
@@ -339,12 +354,12 @@ class _Builder:
             raise ValueError("a recurrent layer without the shape of its state")
         raw = state_bytes(state, self.request, self.dialect)
         checkpoints = 1 if takes_checkpoints(self.request, self.dialect, state, self.state_mode) else 0
-        length = (
-            self.block_size if self.state_mode == "align" else (self.request.max_model_len or self.model.context or 1)
-        )
+        length = self.request.max_model_len or self.model.context or 1
+        if length < 0:
+            length = self.model.context or 1
         return Spec(
             kind=STATE,
-            block_size=length if length > 0 else (self.model.context or 1),
+            block_size=self.state_block if self.state_mode in ("align", "all") else length,
             state_bytes=raw,
             identity=(state,),
             padded_page=None if self.state_page in (0, raw) else self.state_page,
@@ -357,7 +372,8 @@ class _Builder:
 def _enlarged(builder: _Builder) -> _Builder:
     """The builder of a hybrid: blocks grow until an attention page holds a recurrent state.
 
-    align = max(kernel's smallest block, block size), at least 128 with MLA, a multiple of where checkpoints may lie;
+    align = max(kernel's smallest block, block size), at least 128 with MLA, a multiple of where checkpoints may lie, and
+    with a state for every block of the prefill kernel's chunk;
     block = align * cdiv(state, align * token bytes), up to a multiple of the kernel's block; the state page is padded
     to the attention page.
     """
@@ -365,18 +381,23 @@ def _enlarged(builder: _Builder) -> _Builder:
     states = [cache.state for layer in model.layers for cache in layer if cache.state is not None]
     attention = [cache for layer in model.layers for cache in layer if cache.kind != STATE]
     if not states or not attention:
-        return builder
+        return replace(builder, state_block=builder.block_size)
     state = max(state_bytes(shape, request, dialect) for shape in states)
     heads = rank_heads(attention[0], request.tensor_parallel_size)
     one = token_bytes(attention[0], heads, builder.dtype, dialect)
-    step = max(builder.backend.smallest, builder.block_size)
+    step = dialect.kernel_step or max(builder.backend.smallest, builder.block_size)
     if model.mla:
         step = max(step, 128)
     if any(shape.kind == "gdn" and takes_checkpoints(request, dialect, shape, builder.state_mode) for shape in states):
         step = step * dialect.gdn_checkpoint_tokens // gcd(step, dialect.gdn_checkpoint_tokens)
-    wanted = round_up(step * ceil_div(state, step * one), builder.backend.smallest)
+    if builder.state_mode == "all":
+        chunk = max(shape.chunk for shape in states)
+        step = step * chunk // gcd(step, chunk)
+    wanted = round_up(step * ceil_div(state, step * one), step if dialect.kernel_step else builder.backend.smallest)
     block = max(builder.block_size, wanted)
-    return replace(builder, block_size=block, state_page=block * one)
+    # With a state for every block, recurrent layers keep the size that was wanted for them.
+    own = wanted if builder.state_mode == "all" else block
+    return replace(builder, block_size=block, state_page=block * one, state_block=own)
 
 
 def _stage_bounds(layers: int, stages: int) -> list[tuple[int, int]]:
@@ -396,6 +417,10 @@ def _stage_bounds(layers: int, stages: int) -> list[tuple[int, int]]:
 def build_geometry(request: Request) -> Geometry:
     """Specs, groups and blocks for a request; EngineRefusal where vLLM would die, ValueError for no question at all."""
     dialect = find_dialect(request.engine)
+    if request.kv_cache_layout != "LBNHC" and not dialect.aligns_blocks:
+        raise ValueError(
+            f"kv_cache_layout: {request.kv_cache_layout!r} is not known to engine {dialect.name}; layouts came with 0.30"
+        )
     if request.replicated_draft and dialect.name != "dark-devotion":
         raise ValueError("speculative_config.replicated_draft: only the planner of dark-devotion knows it")
     model = find_model(request, dialect)
@@ -411,7 +436,7 @@ def build_geometry(request: Request) -> Geometry:
     if refusal is not None:
         raise EngineRefusal(refusal)
     mode = _state_mode(request, model, dialect)
-    builder = _Builder(request, dialect, model, backend, dtype, block_size_of(request, model, backend), mode, 0)
+    builder = _Builder(request, dialect, model, backend, dtype, block_size_of(request, model, backend), mode, 0, 0)
     if model.hybrid:
         builder = _enlarged(builder)
     size = builder.block_size
@@ -425,7 +450,8 @@ def build_geometry(request: Request) -> Geometry:
     if request.replicated_draft:
         groups = split_drafts(entries)
     else:
-        groups = group_entries(entries, dialect, _promotes_windows(request, model, dialect))
+        promotes = _promotes_windows(request, model, dialect)
+        groups = group_entries(entries, dialect, promotes, request.kv_cache_layout)
     return Geometry(
         request=request,
         dialect=dialect,
@@ -478,7 +504,11 @@ def _stages(
     for first, end in bounds:
         own = project(groups, first, end, dialect) if len(bounds) > 1 else groups
         held = tuple(entry for entry in entries if first <= entry.layer < end)
-        stages.append(Stage(tuple(own), block_bytes(own, request.kv_cache_layout), held))
+        size = block_bytes(own, request.kv_cache_layout)
+        if size == 0:
+            # A stage whose layers keep no cache; the engine divides by the bytes of its blocks.
+            raise EngineRefusal("integer division or modulo by zero")
+        stages.append(Stage(tuple(own), size, held))
     return tuple(stages)
 
 
@@ -510,8 +540,8 @@ def stage_of(geometry: Geometry, rank: int) -> Stage:
 
 
 def derived_context(geometry: Geometry) -> int:
-    """The longest context that the model's config allows."""
-    context = geometry.model.context
+    """The context that the engine takes from the model's config."""
+    context = geometry.model.default_context
     if context is None:
         raise ValueError(
             "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for "
@@ -527,7 +557,8 @@ def check_context(geometry: Geometry, context: int) -> str | None:
         return None
     if model.model_max_length is not None and context <= model.model_max_length:
         return None
-    derived = str(model.context) if model.family.startswith("gemma3") else str(float(model.context))
+    # Models whose config is scaled by a rope factor, one at least, have a float here.
+    derived = str(model.context) if model.family in _UNSCALED_FAMILIES else str(float(model.context))
     return texts.context_too_long(context, model.context_key, derived, model.model_max_length)
 
 
@@ -594,8 +625,17 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
         longest=min(geometry.longest(stage, budget, limit) for stage, budget in usable),
         log=None if error else log,
         fit_log=fit_log,
-        error=error or check_kernels(geometry),
+        error=error or check_kernels(geometry) or _check_states(geometry, blocks),
     )
+
+
+def _check_states(geometry: Geometry, blocks: int) -> str | None:
+    """What the capture of CUDA graphs refuses: fewer blocks than sequences, each of which needs one for its state."""
+    request = geometry.request
+    graphs = request.device == "cuda" and not request.enforce_eager
+    if not graphs or not geometry.dialect.counts_states or not any(spec.spec.kind == STATE for spec in geometry.entries):
+        return None
+    return texts.too_many_sequences(request.max_num_seqs, blocks) if request.max_num_seqs > blocks else None
 
 
 def _check_memory(geometry: Geometry, usable: Sequence[tuple[Stage, int]], context: int) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from math import gcd
 
 FULL = "full"
 MLA = "mla"
@@ -45,7 +46,8 @@ class Demand:
     context: tokens of the request; in_flight_tokens: scheduled but not yet settled tokens;
     dcp: ranks over which token positions are dealt out;
     encoder_tokens: tokens that the encoder may keep for cross attention;
-    state_mode: how recurrent states are kept: `none`, `align` (prefixes are cached) or `length` (0.13).
+    state_mode: how recurrent states are kept: `none`; with cached prefixes `align`, or `all` (a state for every block);
+    `length` (0.13 without cached prefixes).
     """
 
     context: int
@@ -66,7 +68,9 @@ class Spec:
     padded_page: page size in bytes when it was padded; window: tokens of a window or chunk;
     retained: tokens kept below the window for drafts;
     draft_states, checkpoint_states: recurrent states beyond the mode's own number;
-    sharded: DCP deals out this cache; stride: bytes that a block's stride must be a multiple of.
+    sharded: DCP deals out this cache; stride: bytes that a block's stride must be a multiple of;
+    kernel_rows: tokens of the largest block that the kernel runs, where longer blocks must be whole kernel blocks (0: no
+    such rule).
     """
 
     kind: str
@@ -81,6 +85,17 @@ class Spec:
     checkpoint_states: int = 0
     sharded: bool = True
     stride: int = 1
+    kernel_rows: int = 0
+
+    @property
+    def alignment(self) -> int:
+        """Bytes that the distance between two blocks must be a multiple of."""
+        if self.kernel_rows == 0:
+            return self.stride
+        rows = gcd(self.kernel_rows, self.block_size)
+        if rows == self.block_size:
+            return 1
+        return self.token_bytes * rows if self.padded_page is None else self.padded_page
 
     @property
     def raw_page(self) -> int:
@@ -136,6 +151,8 @@ def _cross_blocks(spec: Spec, demand: Demand) -> int:
 def _state_blocks(spec: Spec, demand: Demand) -> int:
     if demand.state_mode == "align":
         return 2 + spec.draft_states + spec.checkpoint_states
+    if demand.state_mode == "all":
+        return ceil_div(demand.context, spec.block_size) + spec.draft_states
     if demand.state_mode == "length":
         return ceil_div(demand.context, spec.block_size)
     return 1 + spec.draft_states

@@ -205,6 +205,37 @@ def uneven_drafts(tokens: int, layers: int) -> str:
     return f"num_speculative_tokens:{tokens} must be divisible by n_predict={layers}"
 
 
+def batch_too_small(batched_tokens: int, sequences: int) -> str:
+    """A scheduling step that cannot hold one token of every sequence."""
+    return (
+        f"max_num_batched_tokens ({batched_tokens}) must be greater than or equal to max_num_seqs ({sequences})."
+    )
+
+
+def uneven_kv_heads(family: str, heads: int, tensor_parallel: int) -> str:
+    """KV heads that can neither be dealt out nor repeated over the ranks; most model classes only assert it."""
+    if family == "gpt_oss":
+        large, small = max(heads, tensor_parallel), min(heads, tensor_parallel)
+        return f"{large} is not divisible by {small}"
+    if heads > tensor_parallel:
+        return "assert self.total_num_kv_heads % tp_size == 0"
+    return "assert tp_size % self.total_num_kv_heads == 0"
+
+
+def too_many_sequences(sequences: int, blocks: int) -> str:
+    """CUDA graphs over recurrent layers with fewer blocks than sequences."""
+    return (
+        f"max_num_seqs ({sequences}) exceeds available Mamba cache blocks ({blocks}). Each decode sequence requires one "
+        "Mamba cache block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most "
+        f"{blocks} or increase gpu_memory_utilization."
+    )
+
+
+def no_backend(device: str) -> str:
+    """A cache dtype that no attention backend of the model's kind reads; the engine goes on with its own settings."""
+    return f"No valid attention backend found for {device}"
+
+
 def no_common_block(dialect: Dialect, block_size: int, backend: str, sizes: str) -> str:
     """A block that no kernel of the backend can run."""
     if dialect.version >= (0, 32):

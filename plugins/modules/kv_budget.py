@@ -93,6 +93,12 @@ options:
   enable_prefix_caching:
     description: Whether prefixes are cached. It matters for recurrent layers. Left out, the engine's default.
     type: bool
+  enforce_eager:
+    description:
+      - Whether the engine runs without CUDA graphs. With them a model with recurrent layers needs one block for each of
+        O(max_num_seqs).
+    type: bool
+    default: false
   mamba_ssm_cache_dtype:
     description: How recurrent states are stored. Left out, as the model asks for it.
     type: str
@@ -319,6 +325,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "max_num_seqs": {"type": "int", "default": 1},
         "max_num_batched_tokens": {"type": "int", "default": 2048},
         "enable_prefix_caching": {"type": "bool"},
+        "enforce_eager": {"type": "bool", "default": False},
         "mamba_ssm_cache_dtype": {"type": "str", "choices": ["float32", "bfloat16", "float16"]},
         "speculative_config": {"type": "dict"},
         "draft_config": {"type": "dict"},

@@ -85,3 +85,8 @@ def test_a_budget_that_does_not_fit() -> None:
 def test_a_profile_that_switches_rdma_off(value: str) -> None:
     outcome = site({"serving_overrides": {"environment": {"NCCL_IB_DISABLE": value}}})
     assert_refused(outcome, f"environment.NCCL_IB_DISABLE is '{value}'; it must stay '0'")
+
+
+def test_a_runtime_that_cannot_be_built() -> None:
+    outcome = site({"serving_overrides": {"runtime": {"lock": "glm9"}}})
+    assert_refused(outcome, "role runtime has no locks/glm9.py")
