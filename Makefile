@@ -65,7 +65,7 @@ clean: down ## Remove the lab and its cache
 
 # --- The tests ----------------------------------------------------------------------------------------------
 
-SCENARIOS := interrupted default refusals dead_node
+SCENARIOS := interrupted default refusals changed_plan dead_node
 
 .PHONY: test
 test: system venv ## The whole test suite, from lint to the molecule scenarios

@@ -54,7 +54,8 @@ def kv_report(
     found: t.Mapping[str, t.Any], fit: t.Mapping[str, t.Any], title: str = "KV cache fit", rows: int = 25
 ) -> dict[str, t.Any]:
     """Table and page."""
-    return {"table": text_table(found["rows"], rows), "html": html_page(title, fit, found)}
+    table = [found["blocked"]] if found["blocked"] else text_table(found["rows"], rows)
+    return {"table": table, "html": html_page(title, fit, found)}
 
 
 class FilterModule:

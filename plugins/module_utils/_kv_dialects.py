@@ -31,7 +31,8 @@ class Dialect:
     override_counts: a number of blocks that overrides the budget is what a request is checked against.
     projects_layers: a pipeline rank counts only its own layers of a mixed-page group.
     pads_state_pages: state pages of a hybrid may be padded to the largest page.
-    pads_attention_pages: attention pages that do not divide the largest may be padded too.
+    pads_attention_pages: attention pages that do not divide the largest may be padded too: `no`, `all` or `plain` (all
+    but MLA).
     window_kernels: a sliding-window layer takes a block size of its own, one that its kernel runs.
     caches_state_prefixes: hybrids cache prefixes unless they are told not to.
     keeps_every_state: cached prefixes of Mamba2 keep the state of every block; `undrafted`: only without drafts.
@@ -61,7 +62,7 @@ class Dialect:
     override_counts: bool = True
     projects_layers: bool = True
     pads_state_pages: bool = True
-    pads_attention_pages: bool = False
+    pads_attention_pages: str = "all"
     window_kernels: bool = False
     caches_state_prefixes: bool = False
     keeps_every_state: str = "no"
@@ -90,6 +91,7 @@ _ROWS = (
         group_ratio_percent=125,
         override_counts=False,
         projects_layers=False,
+        pads_attention_pages="no",
         pads_state_pages=False,
         state_blocks_by_length=True,
         keeps_every_state="always",
@@ -106,6 +108,7 @@ _ROWS = (
         version=(0, 20),
         tokens="blocks",
         override_counts=False,
+        pads_attention_pages="no",
         shares_indexers=False,
         pads_state_pages=False,
         keeps_every_state="undrafted",
@@ -117,6 +120,7 @@ _ROWS = (
     Dialect(
         name="0.24",
         version=(0, 24),
+        pads_state_pages=False,
         keeps_every_state="always",
         dcp_texts="short",
         tp_dcp_text="tp_size={tp} must be divisible bydcp_size={dcp}.",
@@ -138,7 +142,6 @@ _ROWS = (
         in_flight="batches",
         concurrency="groups",
         log_lines=1,
-        pads_attention_pages=True,
     ),
     Dialect(
         name="0.30",
@@ -151,7 +154,7 @@ _ROWS = (
         concurrency="groups",
         log_lines=1,
         log_names_device=True,
-        pads_attention_pages=True,
+        pads_attention_pages="plain",
         checkpoint_kinds=("mamba2",),
     ),
 )

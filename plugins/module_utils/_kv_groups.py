@@ -16,6 +16,7 @@ from math import gcd
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
     CHUNKED,
+    CROSS,
     FULL,
     INDEXER,
     MLA,
@@ -28,18 +29,20 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import 
     round_up,
 )
 
-
+_PLAIN_ATTENTION = (FULL, SLIDING, CHUNKED, CROSS)
+_ATTENTION = (*_PLAIN_ATTENTION, MLA, INDEXER)
 # The layout in which a block holds all layers side by side.
 PACKED_LAYOUT = "BLHNC"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cache in the engine: its layer (draft layers follow the last layer of the model) and its spec."""
+    """One cache in the engine: its layer (draft layers follow the last layer of the model), its spec and its name."""
 
     layer: int
     spec: Spec
     draft: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,24 +107,31 @@ class _PagesDiffer(Exception):
     """Pages cannot be brought to one size; the text is vLLM's."""
 
 
-def _unified(spec: Spec, largest: int, dialect: Dialect) -> Spec:
+def _unified(entry: Entry, largest: int, dialect: Dialect) -> Spec:
     """One layer brought to the largest page: more tokens in a block where that divides, else padding."""
+    spec = entry.spec
     if spec.page == largest:
         return spec
     if spec.kind == STATE and dialect.pads_state_pages:
         return spec.with_page(largest)
     if largest % spec.page == 0 and spec.kind != STATE:
         return spec.with_block_size(spec.block_size * (largest // spec.page))
-    if dialect.pads_attention_pages and spec.kind not in (MLA, INDEXER, STATE):
+    padded = {"no": (), "all": _ATTENTION, "plain": _PLAIN_ATTENTION}[dialect.pads_attention_pages]
+    if spec.kind in padded:
         return spec.with_page(largest)
-    if dialect.version < (0, 26):
+    if dialect.pads_attention_pages == "no":
         raise _PagesDiffer(
             "The page size of the layer is not divisible by the maximum page size. Cannot unify by adjusting "
             "block_size."
         )
+    allowed = "non-MLA attention layers."
+    if dialect.pads_attention_pages == "all":
+        allowed = (
+            "attention layers whose backend indexes KV pages by the block stride (indexes_kv_by_block_stride is True)."
+        )
     raise _PagesDiffer(
-        "page size is not divisible by the maximum page size and cannot be padded. Padding is only supported for "
-        "non-MLA attention layers."
+        f"Layer {entry.name}: page size is not divisible by the maximum page size and cannot be padded. Padding is "
+        f"only supported for {allowed}"
     )
 
 
@@ -131,7 +141,7 @@ def _unify_pages(entries: Sequence[Entry], dialect: Dialect) -> list[Entry]:
     unified = []
     for entry in entries:
         if entry.spec not in cache:
-            cache[entry.spec] = _unified(entry.spec, largest, dialect)
+            cache[entry.spec] = _unified(entry, largest, dialect)
         unified.append(replace(entry, spec=cache[entry.spec]))
     return unified
 
@@ -215,8 +225,8 @@ def _buckets(entries: Sequence[Entry]) -> list[_Bucket]:
 def _packed(entries: Sequence[Entry]) -> list[Group]:
     """Groups of a layout that keeps all layers of a block together, so that pages need not be brought to one size.
 
-    Buckets with every page size equally often are cut into groups of as many repeats; recurrent layers, and windows where
-    nothing repeats, are cut until they fit into the block that the other layers need anyway.
+    Buckets with every page size equally often are cut into groups of as many repeats; recurrent layers, and windows
+    where nothing repeats, are cut until they fit into the block that the other layers need anyway.
     """
     buckets = _buckets(entries)
     lowest = max([bucket.repeats for bucket in buckets if bucket.balanced and len(bucket.by_page) > 1] or [0])
@@ -230,9 +240,7 @@ def _packed(entries: Sequence[Entry]) -> list[Group]:
         kind = bucket.entries[0].spec.kind
         return kind == STATE or (not repeats and kind == SLIDING)
 
-    anchor = max(
-        bucket.widest(len(bucket.entries) if is_state(bucket) else parts_of(bucket)) for bucket in buckets
-    )
+    anchor = max(bucket.widest(len(bucket.entries) if is_state(bucket) else parts_of(bucket)) for bucket in buckets)
     groups: list[Group] = []
     for bucket in buckets:
         parts = parts_of(bucket)

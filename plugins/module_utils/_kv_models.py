@@ -27,6 +27,8 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import 
 )
 
 Config = Mapping[str, Any]
+# No model comes near it; a mistyped figure is not to keep the planner busy for hours.
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Model:
     can_draft: the family has such a head, whether or not this config has layers of it;
     context: the longest context that the config allows (None: the config does not say), context_key: where it says so;
     default_context: what is served when no length is asked for;
+    layer_name: what the engine calls the attention of a layer;
     cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model;
     assumptions: sentences about keys that the config leaves to the engine's defaults.
     """
@@ -99,6 +102,7 @@ class Model:
     cache_scheme: str | None
     encoder_tokens: int
     hybrid: bool
+    layer_name: str = "model.layers.{}.self_attn.attn"
     assumptions: tuple[str, ...] = ()
 
 
@@ -158,8 +162,8 @@ class Family:
 
     build: returns the caches by layer; mtp_key: config key with the number of built-in draft layers;
     mtp_layers: draft layers where that key is missing; own_head_dim: the config's head_dim counts, not hidden_size over
-    heads alone; sparse: the model class cannot do without an indexer;
-    defaults: what the model's own config class fills in where published configs leave a key out.
+    heads alone; attention: what the engine calls the attention of a layer; sparse: the model class cannot do without an
+    indexer; defaults: what the model's own config class fills in where published configs leave a key out.
     """
 
     build: Callable[[_Fields, Family], tuple[Layer, ...]]
@@ -168,6 +172,7 @@ class Family:
     hybrid: bool = False
     mtp_layers: int = 0
     own_head_dim: bool = True
+    attention: str = "self_attn.attn"
     sparse: bool = False
     defaults: tuple[tuple[str, int], ...] = ()
 
@@ -189,7 +194,10 @@ def _heads(fields: _Fields, family: Family) -> _Heads:
 
 
 def _layer_count(fields: _Fields) -> int:
-    return fields.integer("num_hidden_layers")
+    count = fields.integer("num_hidden_layers")
+    if count > _MOST_LAYERS:
+        raise ValueError(f"config: num_hidden_layers is {count}; it must be at most {_MOST_LAYERS}")
+    return count
 
 
 def _windowed(heads: _Heads, window: int | None) -> Cache:
@@ -310,6 +318,8 @@ def _llama4(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     heads, count = _heads(fields, family), _layer_count(fields)
     chunk = fields.config.get("attention_chunk_size", 8192)
     rope = fields.config.get("no_rope_layers") or []
+    if not isinstance(rope, list) or any(isinstance(flag, bool) or flag not in (0, 1) for flag in rope):
+        raise ValueError(f"config: no_rope_layers is {rope!r}; it must be a list of 0 and 1, one for each layer")
     interval = fields.integer("no_rope_layer_interval", 4)
     full = (_windowed(heads, None),)
     if not chunk:
@@ -342,8 +352,8 @@ def owns_indexer(fields_config: Config, layer: int) -> bool:
     pattern = fields_config.get("index_topk_pattern")
     if pattern is not None:
         return layer >= len(pattern) or pattern[layer] != "S"
-    freq = fields_config.get("index_topk_freq", 1)
-    offset = fields_config.get("index_skip_topk_offset", 2)
+    freq, offset = (fields_config.get(key) for key in ("index_topk_freq", "index_skip_topk_offset"))
+    freq, offset = 1 if freq is None else freq, 2 if offset is None else offset
     return bool(max(layer - offset + 1, 0) % freq == 0)
 
 
@@ -410,6 +420,8 @@ _NEMOTRON_NAMES = {
 def _nemotron_types(fields: _Fields, pattern_key: str, names_keys: Sequence[str]) -> list[str]:
     pattern = fields.config.get(pattern_key)
     if pattern is not None:
+        if not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"config: {pattern_key} is {pattern!r}; it must be a string of M, *, - and E")
         unknown = sorted(set(pattern) - set(_NEMOTRON_LETTERS))
         if unknown:
             raise ValueError(
@@ -520,7 +532,7 @@ _FAMILIES: dict[str, Family] = {
     "qwen3_5_moe_text": _QWEN35,
     "gemma2": Family(_alternating(2, 1), defaults=_GEMMA2),
     "gemma3_text": _GEMMA3_FAMILY,
-    "gpt_oss": Family(_gpt_oss, defaults=(("head_dim", 64), ("sliding_window", 128), *_KV_8)),
+    "gpt_oss": Family(_gpt_oss, attention="attn.attn", defaults=(("head_dim", 64), ("sliding_window", 128), *_KV_8)),
     "glm4": Family(_unwindowed, defaults=(*_HEAD_128, ("num_key_value_heads", 2))),
     "glm4_moe": Family(_unwindowed, mtp_key="num_nextn_predict_layers", defaults=_KV_8),
     "glm4_moe_lite": _MLA,
@@ -531,7 +543,13 @@ _FAMILIES: dict[str, Family] = {
     "kimi_k2": _MLA,
     "mimo_v2_flash": Family(_mimo),
     "minimax_m2": Family(_unwindowed, defaults=_HEAD_128 + _KV_8),
-    "nemotron_h": Family(_nemotron_h, mtp_key="num_nextn_predict_layers", hybrid=True, defaults=_HEAD_128 + _KV_8),
+    "nemotron_h": Family(
+        _nemotron_h,
+        mtp_key="num_nextn_predict_layers",
+        hybrid=True,
+        attention="mixer.attn",
+        defaults=_HEAD_128 + _KV_8,
+    ),
     "llama4_text": Family(_llama4, defaults=_HEAD_128 + _KV_8),
     "whisper": Family(_whisper),
 }
@@ -600,6 +618,8 @@ def _first_architecture(config: Config) -> str:
 def _identify(config: Config) -> tuple[str, Config]:
     """The model_type that decides, and the config of the text part."""
     model_type = config.get("model_type")
+    if model_type is not None and not isinstance(model_type, str):
+        raise ValueError(f"config: model_type is {model_type!r}; it must be a string")
     architecture = _first_architecture(config)
     if model_type is None and not architecture:
         raise ValueError("config: it has neither model_type nor architectures, so the model cannot be recognised")
@@ -770,6 +790,7 @@ def read_model(config: Config) -> Model:
         cache_scheme=_cache_scheme(config, text),
         encoder_tokens=fields.integer("max_source_positions") if model_type == "whisper" else 0,
         hybrid=family.hybrid and any(cache.kind == STATE for layer in layers for cache in layer),
+        layer_name=("" if text is config else "language_model.") + "model.layers.{}." + family.attention,
         assumptions=fields.assumptions,
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner impor
     Capacity,
     Geometry,
     build_geometry,
+    check_kernels,
     derived_context,
     plan_cache,
     smallest_budgets,
@@ -209,29 +210,48 @@ def _fits_with(request: Request, context: int) -> bool:
         return False
 
 
+def _variants(request: Request) -> Iterator[tuple[str, dict[str, Any], Request]]:
+    """The request with a larger DCP, then with a smaller draft, the smallest change of each first.
+
+    Each is a name of what is changed, the change as options, and the changed request.
+    """
+    for dcp in _legal_dcps(request):
+        yield "dcp", {"decode_context_parallel_size": dcp}, replace(request, decode_context_parallel_size=dcp)
+    if request.speculative_method is None:
+        return
+    for tokens in range(request.speculative_tokens - 1, 0, -1):
+        smaller = {"method": request.speculative_method, "num_speculative_tokens": tokens}
+        if request.replicated_draft:
+            smaller["replicated_draft"] = True
+        yield "draft", {"speculative_config": smaller}, replace(request, speculative_tokens=tokens)
+    plain = replace(request, speculative_method=None, speculative_tokens=0, replicated_draft=False)
+    yield "draft", {"speculative_config": None}, plain
+
+
 def _cache_changes(request: Request, geometry: Geometry, capacity: Capacity) -> list[dict[str, Any]]:
     """The smallest single changes with which the cache would hold a request, shortest first."""
     changes: list[dict[str, Any]] = []
     fixed = replace(request, kv_cache_memory_bytes=capacity.budgets, kv_cache_auto=False)
     if 0 < capacity.longest < capacity.context:
         changes.append({"max_model_len": capacity.longest})
-    for dcp in _legal_dcps(request):
-        if _fits_with(replace(fixed, decode_context_parallel_size=dcp), capacity.context):
-            changes.append({"decode_context_parallel_size": dcp})
-            break
-    plain = replace(fixed, speculative_method=None, speculative_tokens=0, replicated_draft=False)
-    if request.speculative_method is not None and _fits_with(plain, capacity.context):
-        changes.append({"speculative_config": None})
+    found: set[str] = set()
+    for what, change, changed in _variants(fixed):
+        if what not in found and _fits_with(changed, capacity.context):
+            found.add(what)
+            changes.append(change)
     changes.append({"kv_cache_memory_bytes": max(smallest_budgets(geometry, capacity.context, 1))})
     return changes
 
 
 def _spoken(changes: Sequence[Mapping[str, Any]]) -> str:
-    words = []
-    for change in changes:
-        for name, value in change.items():
-            words.append(f"no {name}" if value is None else f"{name} {value}")
-    return " or ".join(words)
+    """Changes as words: alternatives joined by "or", what belongs together by "with"."""
+
+    def words(name: str, value: Any) -> str:
+        if name == "speculative_config" and value is not None:
+            return "speculative_config.num_speculative_tokens {}".format(value["num_speculative_tokens"])
+        return f"no {name}" if value is None else f"{name} {value}"
+
+    return " or ".join(" with ".join(words(*pair) for pair in change.items()) for change in changes)
 
 
 def _short_cache_reason(
@@ -258,26 +278,47 @@ def _short_cache_reason(
 def _node_changes(
     request: Request, geometry: Geometry, capacity: Capacity, ranks: Sequence[Rank]
 ) -> list[dict[str, Any]]:
-    """The smallest changes with which every rank would fit its node."""
+    """The smallest changes with which every rank would fit its node: of budget, sequences, DCP, draft or context."""
     rooms = [
         max(0, rank.kv_bytes + min(0, rank.headroom_bytes or 0)) if rank.available_bytes is not None else rank.kv_bytes
         for rank in ranks
     ]
+    auto = request.kv_cache_auto
+    sequences = request.max_num_seqs if auto else 1
+
+    def holds(changed: Geometry, count: int) -> bool:
+        needs = smallest_budgets(changed, capacity.context, count)
+        return all(need <= room for need, room in zip(needs, rooms))
+
+    def with_budget(change: dict[str, Any], changed: Geometry, context: int) -> dict[str, Any]:
+        if auto:
+            return change
+        return {**change, "kv_cache_memory_bytes": max(smallest_budgets(changed, context, 1))}
+
+    if not auto and holds(geometry, 1):
+        return [with_budget({}, geometry, capacity.context)]
     changes: list[dict[str, Any]] = []
-    for sequences in range(request.max_num_seqs - 1, 0, -1):
-        if request.kv_cache_auto and all(
-            need <= room for need, room in zip(smallest_budgets(geometry, capacity.context, sequences), rooms)
-        ):
-            changes.append({"max_num_seqs": sequences})
-            break
-    sequences = request.max_num_seqs if request.kv_cache_auto else 1
     context = longest_for_rooms(geometry, rooms, sequences, capacity.context)
-    if context > 0:
+    if 0 < context < capacity.context:
         budget = max(smallest_budgets(geometry, context, sequences))
-        if context < capacity.context:
-            changes.append({"max_model_len": context, "kv_cache_memory_bytes": budget})
-        elif not request.kv_cache_auto:
-            changes.append({"kv_cache_memory_bytes": budget})
+        changes.append({"max_model_len": context, "kv_cache_memory_bytes": budget})
+    fewer, most = 0, sequences - 1
+    while fewer < most:
+        middle = (fewer + most + 1) // 2
+        fewer, most = (middle, most) if holds(geometry, middle) else (fewer, middle - 1)
+    if fewer > 0:
+        changes.insert(0, {"max_num_seqs": fewer})
+    found: set[str] = set()
+    for what, change, changed in _variants(request):
+        if what in found:
+            continue
+        try:
+            other = build_geometry(changed)
+            if holds(other, sequences) and check_kernels(other) is None:
+                found.add(what)
+                changes.append(with_budget(change, other, capacity.context))
+        except EngineRefusal:
+            continue
     return changes
 
 
@@ -286,16 +327,12 @@ def _node_reason(rank: Rank, changes: Sequence[Mapping[str, Any]]) -> str:
         f"weights {amount(rank.weights_bytes)} + KV {amount(rank.kv_bytes)} + overhead "
         f"{amount(rank.overhead_bytes)} + reserve {amount(rank.reserve_bytes)}"
     )
-    change = ""
-    for candidate in changes:
-        change = " Smallest change: {}.".format(" with ".join("{} {}".format(*pair) for pair in candidate.items()))
-        break
-    if not change:
-        change = f" No context is short enough: free {amount(-(rank.headroom_bytes or 0))} on the node."
+    change = f"Smallest change: {_spoken(changes)}."
+    if not changes:
+        change = f"No context is short enough: free {amount(-(rank.headroom_bytes or 0))} on the node."
     return (
         f"{rank.name[0].upper() + rank.name[1:]} does not fit: {amount(rank.needed_bytes)} are needed ({parts}), "
-        f"{amount(rank.available_bytes or 0)} are available, {amount(-(rank.headroom_bytes or 0))} too few."
-        f"{change}"
+        f"{amount(rank.available_bytes or 0)} are available, {amount(-(rank.headroom_bytes or 0))} too few. {change}"
     )
 
 
@@ -376,6 +413,7 @@ _EMPTY: dict[str, Any] = {
     "kv_cache_dtype": None,
     "engine_log": None,
     "auto_fit_log": None,
+    "assumptions": [],
     "groups": [],
     "ranks": [],
     "changes": [],
@@ -437,7 +475,11 @@ def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> dict[st
             changes = _cache_changes(request, geometry, capacity)
             reasons.append(_short_cache_reason(request, geometry, capacity, changes))
         else:
-            reasons.append(f"The engine refuses these options: {capacity.error}")
+            reason = f"The engine refuses these options: {capacity.error}"
+            if 0 < capacity.blocks < request.max_num_seqs:
+                changes = [{"max_num_seqs": capacity.blocks}]
+                reason += f" Smallest change: {_spoken(changes)}."
+            reasons.append(reason)
     short = [rank for rank in ranks if rank.headroom_bytes is not None and rank.headroom_bytes < 0]
     if short:
         node_changes = _node_changes(request, geometry, capacity, ranks)
@@ -464,6 +506,7 @@ def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> dict[st
         "engine_log": capacity.log,
         "auto_fit_log": capacity.fit_log,
         "engine_error": error,
+        "assumptions": list(geometry.model.assumptions),
         "groups": [_group_dict(group) for group in geometry.groups],
         "ranks": [rank.as_dict() for rank in ranks],
     }

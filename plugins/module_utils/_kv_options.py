@@ -31,6 +31,9 @@ CACHE_DTYPES = (
 DRAFT_METHODS = ("mtp", "eagle", "eagle3", "ngram")
 # Names by model that the engine takes for mtp.
 _MTP_NAMES = ("deepseek_mtp", "glm4_moe_mtp", "glm4_moe_lite_mtp", "nemotron_h_mtp", "qwen3_next_mtp", "qwen3_5_mtp")
+# No rig comes near it; a mistyped figure is not to keep the planner busy for hours.
+_MOST_RANKS = 1024
+_MOST_DRAFTS = 128
 LAYOUTS = ("LBNHC", "BLHNC")
 
 
@@ -96,6 +99,13 @@ def _integer(name: str, value: object, minimum: int) -> int:
 
 def _count(name: str, value: object) -> int:
     return _integer(name, value, 1)
+
+
+def _parallel(name: str, value: object) -> int:
+    size = _integer(name, value, 1)
+    if size > _MOST_RANKS:
+        raise _fail(name, value, f"it must be at most {_MOST_RANKS}")
+    return size
 
 
 def _optional_count(name: str, value: object) -> int | None:
@@ -204,9 +214,9 @@ def _names(name: str, value: object) -> tuple[str, ...]:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "tensor_parallel_size": _count,
-    "pipeline_parallel_size": _count,
-    "decode_context_parallel_size": _count,
+    "tensor_parallel_size": _parallel,
+    "pipeline_parallel_size": _parallel,
+    "decode_context_parallel_size": _parallel,
     "dcp_kv_cache_interleave_size": _count,
     "dcp_comm_backend": _optional_choice(("ag_rs", "a2a")),
     "kv_cache_dtype": _choice(CACHE_DTYPES),
@@ -266,6 +276,8 @@ def _speculation(value: object) -> dict[str, Any]:
     if method not in DRAFT_METHODS:
         raise _fail("speculative_config.method", method, "it must be one of {}".format(", ".join(DRAFT_METHODS)))
     tokens = _count("speculative_config.num_speculative_tokens", value.get("num_speculative_tokens"))
+    if tokens > _MOST_DRAFTS:
+        raise _fail("speculative_config.num_speculative_tokens", tokens, f"it must be at most {_MOST_DRAFTS}")
     replicated = value.get("replicated_draft", False)
     return {
         "speculative_method": method,

@@ -372,8 +372,8 @@ class _Builder:
 def _enlarged(builder: _Builder) -> _Builder:
     """The builder of a hybrid: blocks grow until an attention page holds a recurrent state.
 
-    align = max(kernel's smallest block, block size), at least 128 with MLA, a multiple of where checkpoints may lie, and
-    with a state for every block of the prefill kernel's chunk;
+    align = max(kernel's smallest block, block size), at least 128 with MLA, a multiple of where checkpoints may lie,
+    and with a state for every block also of the prefill kernel's chunk;
     block = align * cdiv(state, align * token bytes), up to a multiple of the kernel's block; the state page is padded
     to the attention page.
     """
@@ -419,7 +419,7 @@ def build_geometry(request: Request) -> Geometry:
     dialect = find_dialect(request.engine)
     if request.kv_cache_layout != "LBNHC" and not dialect.aligns_blocks:
         raise ValueError(
-            f"kv_cache_layout: {request.kv_cache_layout!r} is not known to engine {dialect.name}; layouts came with 0.30"
+            f"kv_cache_layout: {request.kv_cache_layout!r} is not known to engine {dialect.name}; it came with 0.30"
         )
     if request.replicated_draft and dialect.name != "dark-devotion":
         raise ValueError("speculative_config.replicated_draft: only the planner of dark-devotion knows it")
@@ -489,7 +489,8 @@ def _entries(builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer]
         for cache in layer:
             if cache not in specs:
                 specs[cache] = builder.spec(cache)
-            entries.append(Entry(number, specs[cache], number >= len(layers)))
+            name = builder.model.layer_name.format(number)
+            entries.append(Entry(number, specs[cache], number >= len(layers), name))
     return entries
 
 
@@ -632,8 +633,9 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
 def _check_states(geometry: Geometry, blocks: int) -> str | None:
     """What the capture of CUDA graphs refuses: fewer blocks than sequences, each of which needs one for its state."""
     request = geometry.request
-    graphs = request.device == "cuda" and not request.enforce_eager
-    if not graphs or not geometry.dialect.counts_states or not any(spec.spec.kind == STATE for spec in geometry.entries):
+    if request.device == "cpu" or request.enforce_eager or not geometry.dialect.counts_states:
+        return None
+    if not any(entry.spec.kind == STATE for entry in geometry.entries):
         return None
     return texts.too_many_sequences(request.max_num_seqs, blocks) if request.max_num_seqs > blocks else None
 

@@ -22,6 +22,7 @@ _PARTS = (
     ("overhead_bytes", "overhead", "#b8860b"),
     ("reserve_bytes", "reserve", "#adb5bd"),
 )
+_SPARE, _SHORT = "#cfe8d5", "#a4161a"
 _HEADS = ("", "cache", "DCP", "drafts", "sequences", "context", "KV GiB a rank", "spare GiB")
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #1f2933; }
@@ -55,50 +56,66 @@ def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def text_table(rows: Sequence[Mapping[str, Any]], limit: int) -> list[str]:
     """The first rows of a search as lines of text; a star marks the Pareto-best."""
+    if not rows:
+        return ["No combination fits."]
     cells = [_HEADS, *(_row_cells(row) for row in rows[:limit])]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADS))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
     if len(rows) > limit:
         lines.append(f"... and {len(rows) - limit} more")
-    return lines or ["nothing fits"]
+    return lines
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def _text(x: float, y: float, words: str, anchor: str = "", weight: str = "") -> str:
+    style = f' text-anchor="{anchor}"' if anchor else ""
+    if weight:
+        style += f' style="font-weight: {weight}"'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{escape(words)}</text>'
+
+
+def _bar(x: float, y: float, wide: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="14" fill="{colour}"/>'
+
+
+def _steps(rank: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
+    """Label, colour, where it starts and its bytes, of every step of a rank's waterfall."""
+    steps, taken = [], 0
+    for key, label, colour in _PARTS:
+        steps.append((label, colour, taken, rank[key]))
+        taken += rank[key]
+    headroom = rank["headroom_bytes"]
+    if headroom is not None:
+        label, colour = ("spare", _SPARE) if headroom >= 0 else ("too much", _SHORT)
+        steps.append((label, colour, min(taken, rank["available_bytes"]), abs(headroom)))
+    return steps
 
 
 def _waterfall(ranks: Sequence[Mapping[str, Any]]) -> str:
-    """One bar a rank: what it takes, piece by piece, and a mark where its memory ends."""
+    """What each rank takes, step after step, until its memory ends; the last step is what is left or missing."""
     widest = max([max(rank["needed_bytes"], rank["available_bytes"] or 0) for rank in ranks] or [1]) or 1
-    left, width, step = 150.0, 690.0, 34
-    pieces = []
-    for number, rank in enumerate(ranks):
-        top = 30 + number * step
-        name = f"rank {rank['rank']}{' {}'.format(rank['node']) if rank['node'] else ''}"
-        pieces.append(_text(left - 10, top + 15, name, "end"))
-        start = left
-        for key, label, colour in _PARTS:
-            size = rank[key]
-            wide = width * size / widest
-            pieces.append(
-                f'<rect x="{start:.1f}" y="{top}" width="{wide:.1f}" height="20" fill="{colour}'
-                f'"><title>{label} {_gib(size)} GiB</title></rect>'
-            )
-            start += wide
-        if rank["available_bytes"] is not None:
-            end = left + width * rank["available_bytes"] / widest
-            pieces.append(
-                f'<line x1="{end:.1f}" x2="{end:.1f}" y1="{top - 4}" y2="{top + 24}" '
-                'stroke="#a4161a" stroke-width="2"/>'
-            )
-            pieces.append(_text(left + width + 12, top + 15, "{} GiB spare".format(_gib(rank["headroom_bytes"]))))
-    legend = left
-    for _key, label, colour in _PARTS:
-        pieces.append(f'<rect x="{legend:.1f}" y="4" width="12" height="12" fill="{colour}"/>')
-        pieces.append(_text(legend + 17, 15, label))
-        legend += 110
-    height = 40 + len(ranks) * step
-    return f'<svg viewBox="0 0 980 {height}" role="img" aria-label="memory by rank">{"".join(pieces)}</svg>'
+    left, width, top = 190.0, 640.0, 24.0
+    pieces: list[str] = []
+    for rank in ranks:
+        node = " {}".format(rank["node"]) if rank["node"] else ""
+        available = rank["available_bytes"]
+        total = f"{_gib(rank['needed_bytes'])} GiB of {_gib(available)} GiB"
+        if available is None:
+            total = f"{_gib(rank['needed_bytes'])} GiB in all; the memory of the node was not given"
+        pieces.append(_text(0, top, f"rank {rank['rank']}{node}: {total}", weight="bold"))
+        steps = _steps(rank)
+        for number, (label, colour, start, size) in enumerate(steps):
+            y = top + 10 + number * 19
+            x, wide = left + width * start / widest, width * size / widest
+            pieces.append(_text(left - 10, y + 11, label, "end"))
+            pieces.append(_bar(x, y, max(wide, 0.5), colour))
+            # Words stand beside the bar, on the side where there is room.
+            after = x + wide < left + width - 60
+            pieces.append(_text(x + wide + 6 if after else x - 6, y + 11, f"{_gib(size)} GiB", "" if after else "end"))
+        if available is not None:
+            end, low = left + width * available / widest, top + 10 + len(steps) * 19
+            pieces.append(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="{top + 6:.1f}" y2="{low:.1f}" stroke="{_SHORT}"/>')
+        top += 36 + len(steps) * 19
+    return f'<svg viewBox="0 0 980 {top:.0f}" role="img" aria-label="memory by rank">{"".join(pieces)}</svg>'
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[tuple[int, int]]]:
@@ -128,7 +145,7 @@ def _chart(curves: Mapping[int, Sequence[tuple[int, int]]]) -> str:
         return 70 + 780 * math.log(context / low_x) / span_x, 330 - 290 * math.log(sequences) / span_y
 
     pieces = ['<path d="M70 30V330H850" fill="none" stroke="#868e96"/>', _text(460, 372, "context in tokens", "middle")]
-    pieces.append(_text(70, 20, "sequences side by side", "start"))
+    pieces.append(_text(70, 20, "sequences side by side"))
     for context in sorted({point[0] for line in curves.values() for point in (line[0], line[-1])}):
         x, _y = place(context, 1)
         pieces.append(_text(x, 350, format(context, ","), "middle"))
@@ -152,6 +169,15 @@ def _chart(curves: Mapping[int, Sequence[tuple[int, int]]]) -> str:
     )
 
 
+def _chart_words(row: Mapping[str, Any]) -> str:
+    drafts = row["num_speculative_tokens"]
+    cache = escape(str(row["kv_cache_dtype"]))
+    return (
+        f"<p>The longest context for each number of requests side by side: cache {cache}, "
+        f"{drafts or 'no'} draft token{'' if drafts == 1 else 's'}.</p>"
+    )
+
+
 def _html_table(rows: Sequence[Mapping[str, Any]], limit: int) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in _HEADS)
     body = []
@@ -163,8 +189,11 @@ def _html_table(rows: Sequence[Mapping[str, Any]], limit: int) -> str:
 
 def _verdict(fit: Mapping[str, Any]) -> str:
     if fit["fits"]:
-        return '<p class="yes">It fits.</p><p><code>{}</code></p>'.format(escape(str(fit["engine_log"])))
-    return "".join(f'<p class="no">{escape(reason)}</p>' for reason in fit["reasons"])
+        lines = "<br>".join(escape(line) for line in str(fit["engine_log"]).splitlines())
+        words = f'<p class="yes">It fits.</p><p><code>{lines}</code></p>'
+    else:
+        words = "".join(f'<p class="no">{escape(reason)}</p>' for reason in fit["reasons"])
+    return words + "".join(f"<p>{escape(sentence)}.</p>" for sentence in fit["assumptions"])
 
 
 def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limit: int = 200) -> str:
@@ -176,7 +205,10 @@ def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limi
     if fit["ranks"]:
         parts += ["<h2>Memory by rank</h2>", _waterfall(fit["ranks"])]
     if curves:
-        parts += ["<h2>Context against sequences</h2>", _chart(curves)]
+        parts += ["<h2>Context against concurrency, by DCP</h2>", _chart_words(best[0]), _chart(curves)]
+    if not rows:
+        parts.append("<h2>No combination fits</h2><p>{}</p>".format(escape(found["blocked"])))
+        return _page(title, parts)
     parts.append("<h2>Best combinations</h2>")
     parts.append(
         f"<p>{len(rows)} of {found['considered']} combinations fit; no other has both more context and more "
@@ -184,5 +216,9 @@ def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limi
     )
     parts.append(_html_table(best, limit))
     parts += ["<h2>All combinations, by {}</h2>".format(escape(found["aim"])), _html_table(rows, limit)]
+    return _page(title, parts)
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'

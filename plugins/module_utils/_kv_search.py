@@ -46,7 +46,7 @@ _PRECISION = ("bfloat16", "float16", "auto", "fp8_e4m3", "fp8_ds_mla", "fp8", "f
 class Search:
     """What is looked for. rooms: bytes that each rank has for KV, with drafts and without.
 
-    explicit: the rooms are budgets that were given, not measured memory.
+    blocked: why the engine would not start whatever it is asked for; empty where it would.
     """
 
     request: Request
@@ -58,6 +58,7 @@ class Search:
     dtypes: tuple[str, ...]
     minimum_context: int
     minimum_concurrency: int
+    blocked: str
     rooms: tuple[int, ...]
     rooms_without_drafts: tuple[int, ...]
 
@@ -120,19 +121,21 @@ def _rooms(request: Request, saved: int) -> tuple[int, ...]:
     )
 
 
-def _check_gate(request: Request) -> None:
-    """A rank that the engine's start-up gate stops is stopped whatever is searched for."""
+def _blocked(request: Request) -> str:
+    """Why the engine's start-up gate stops a rank whatever is searched for; empty where it does not."""
     if request.device == "cpu" or not request.memory_total_bytes or not request.memory_available_bytes:
-        return
+        return ""
     share = request.gpu_memory_utilization or find_dialect(request.engine).utilization
     for rank, (total, available) in enumerate(zip(request.memory_total_bytes, request.memory_available_bytes)):
         taken = request.startup_bytes[rank] if request.startup_bytes else 0
-        if available is not None and available - taken < math.ceil(total * share):
-            raise ValueError(
-                f"memory_available_bytes: rank {rank} has {available}, and the engine wants "
-                f"{math.ceil(total * share)} free at start-up (gpu_memory_utilization {share} of {total}); "
-                "nothing can be found before that is changed"
+        wanted = math.ceil(total * share)
+        if available is not None and available - taken < wanted:
+            name = f"rank {rank} ({request.nodes[rank]})" if request.nodes else f"rank {rank}"
+            return (
+                f"Nothing fits: the engine will not start on {name}, where it wants {wanted} B free at start-up "
+                f"(gpu_memory_utilization {share} of {total}) and {max(0, available - taken)} B are."
             )
+    return ""
 
 
 def parse_search(question: Mapping[str, Any]) -> Search:
@@ -167,10 +170,11 @@ def parse_search(question: Mapping[str, Any]) -> Search:
     }
     given = {**defaults, **{key: value for key, value in question.items() if value is not None}}
     dtypes = given.get("cache_dtypes") or [request.kv_cache_dtype]
+    if not isinstance(dtypes, (list, tuple)):
+        raise ValueError(f"cache_dtypes: {dtypes!r} is not allowed; it must be a list of cache dtypes")
     for dtype in dtypes:
         if dtype not in CACHE_DTYPES:
             raise ValueError("cache_dtypes: {!r} is not allowed; known are {}".format(dtype, ", ".join(CACHE_DTYPES)))
-    _check_gate(request)
     saved = _integers("draft_weights_bytes", [given["draft_weights_bytes"]], 0)[0]
     return Search(
         request=request,
@@ -182,6 +186,7 @@ def parse_search(question: Mapping[str, Any]) -> Search:
         dtypes=tuple(dict.fromkeys(dtypes)),
         minimum_context=_integers("minimum_context", [given["minimum_context"]], 1)[0],
         minimum_concurrency=_integers("minimum_concurrency", [given["minimum_concurrency"]], 1)[0],
+        blocked=_blocked(request),
         rooms=_rooms(request, 0),
         rooms_without_drafts=_rooms(request, saved),
     )
@@ -274,11 +279,14 @@ def _pareto(rows: Sequence[Found]) -> list[bool]:
 
 
 def search(question: Mapping[str, Any]) -> dict[str, Any]:
-    """All combinations that fit, sorted by the aim: `rows`, how many were `considered`, how many `refused` by vLLM."""
+    """All combinations that fit, sorted by the aim.
+
+    `rows`; how many were `considered`, how many of them vLLM itself `refused`; `blocked`: why nothing can fit, or empty.
+    """
     wanted = parse_search(question)
     rows: list[Found] = []
     refused = 0
-    for dtype in wanted.dtypes:
+    for dtype in () if wanted.blocked else wanted.dtypes:
         for dcp in wanted.dcps:
             for drafts in wanted.drafts:
                 geometry = _geometry(wanted, dtype, dcp, drafts)
@@ -291,6 +299,7 @@ def search(question: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "aim": wanted.aim,
         "considered": geometries * len(wanted.sequences) * (len(wanted.contexts) + 1),
+        "blocked": wanted.blocked,
         "refused": refused * len(wanted.sequences) * (len(wanted.contexts) + 1),
         "rows": [row.as_dict(best) for row, best in zip(rows, _pareto(rows))],
     }

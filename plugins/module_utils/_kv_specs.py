@@ -69,8 +69,8 @@ class Spec:
     retained: tokens kept below the window for drafts;
     draft_states, checkpoint_states: recurrent states beyond the mode's own number;
     sharded: DCP deals out this cache; stride: bytes that a block's stride must be a multiple of;
-    kernel_rows: tokens of the largest block that the kernel runs, where longer blocks must be whole kernel blocks (0: no
-    such rule).
+    kernel_rows: tokens of the largest block that the kernel runs, where longer blocks must be whole kernel blocks
+    (0: no such rule).
     """
 
     kind: str

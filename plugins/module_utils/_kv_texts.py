@@ -207,9 +207,7 @@ def uneven_drafts(tokens: int, layers: int) -> str:
 
 def batch_too_small(batched_tokens: int, sequences: int) -> str:
     """A scheduling step that cannot hold one token of every sequence."""
-    return (
-        f"max_num_batched_tokens ({batched_tokens}) must be greater than or equal to max_num_seqs ({sequences})."
-    )
+    return f"max_num_batched_tokens ({batched_tokens}) must be greater than or equal to max_num_seqs ({sequences})."
 
 
 def uneven_kv_heads(family: str, heads: int, tensor_parallel: int) -> str:
@@ -225,8 +223,8 @@ def uneven_kv_heads(family: str, heads: int, tensor_parallel: int) -> str:
 def too_many_sequences(sequences: int, blocks: int) -> str:
     """CUDA graphs over recurrent layers with fewer blocks than sequences."""
     return (
-        f"max_num_seqs ({sequences}) exceeds available Mamba cache blocks ({blocks}). Each decode sequence requires one "
-        "Mamba cache block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most "
+        f"max_num_seqs ({sequences}) exceeds available Mamba cache blocks ({blocks}). Each decode sequence requires "
+        "one Mamba cache block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most "
         f"{blocks} or increase gpu_memory_utilization."
     )
 

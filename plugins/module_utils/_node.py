@@ -102,6 +102,20 @@ def memory(meminfo: str, limit: str | None, usage: str | None, memory_stat: str 
     )
 
 
+def belongs_to(cgroup: str, units: t.Sequence[str]) -> bool:
+    """Whether a process whose ``/proc/PID/cgroup`` reads *cgroup* runs in one of the systemd *units*."""
+    return any(f"/{unit}" in line for line in cgroup.splitlines() for unit in units)
+
+
+def held_bytes(smaps_rollup: str) -> int:
+    """The bytes of memory that end with a process, from its ``smaps_rollup``: anonymous and shared, not files.
+
+    Proportional shares are counted, so that the sum over processes that share memory is what they hold together.
+    """
+    fields = dict(re.findall(r"^(Pss_Anon|Pss_Shmem):\s+(\d+) kB$", smaps_rollup, re.MULTILINE))
+    return 1024 * sum(int(value) for value in fields.values())
+
+
 def gib(size_bytes: int) -> str:
     """*size_bytes* for a person: two decimals, in GiB."""
     return f"{size_bytes / 2**30:.2f} GiB"

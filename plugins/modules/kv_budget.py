@@ -274,6 +274,11 @@ engine_error:
   description: The text that the engine would die with, or null.
   returned: success
   type: str
+assumptions:
+  description: A sentence for each key that C(config) leaves to the engine's default for the model.
+  returned: success
+  type: list
+  elements: str
 groups:
   description: The groups of layers that share a block table.
   returned: success

@@ -33,10 +33,11 @@ options:
     description: The file that holds the plan that was last launched.
     type: path
     default: /var/lib/sparkrig/plan.json
-  unit:
-    description: The unit of which the plan is the plan.
-    type: str
-    default: sparkrig-ray.service
+  units:
+    description: The units of the rig. O(plan) is served while the first of them is active.
+    type: list
+    elements: str
+    default: [sparkrig-ray.service, sparkrig-vllm.service]
 """
 
 EXAMPLES = r"""
@@ -67,6 +68,12 @@ node:
     memory_available_bytes:
       description: The memory that a new process can have.
       type: int
+    memory_for_launch_bytes:
+      description:
+        - The memory that a launch can count on. That is RV(node.memory_available_bytes) and what the processes of
+          O(units) hold, because they are restarted.
+        - What a GPU driver holds for them is not seen.
+      type: int
     memory_total_bytes:
       description: The memory of the node.
       type: int
@@ -74,7 +81,7 @@ node:
       description: The Python that runs modules there.
       type: str
     serving_plan_sha256:
-      description: The SHA-256 of O(plan) when O(unit) is active; empty otherwise.
+      description: The SHA-256 of O(plan) when it is being served; empty otherwise.
       type: str
   sample:
     architecture: aarch64
@@ -82,6 +89,7 @@ node:
     distribution: ubuntu 24.04
     hostname: spark1
     memory_available_bytes: 126300000000
+    memory_for_launch_bytes: 126300000000
     memory_total_bytes: 130663821312
     python_version: 3.12.3
     serving_plan_sha256: ""
@@ -94,7 +102,11 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._node import memory
+from ansible_collections.sparkrig.serving.plugins.module_utils._node import (
+    belongs_to,
+    held_bytes,
+    memory,
+)
 
 # The control group of the whole node: v2 first, v1 second. Each is (limit, usage, stat).
 _CGROUP_FILES = (
@@ -134,11 +146,26 @@ def serving_plan(module: AnsibleModule) -> str:
     plan = module.params["plan"]
     if not os.path.isfile(plan):
         return ""
-    active, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", module.params["unit"]])
+    active, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", module.params["units"][0]])
     if active != 0:
         return ""
     with open(plan, "rb") as stream:
         return hashlib.sha256(stream.read()).hexdigest()
+
+
+def rig_memory(units: list[str]) -> int:
+    """What all processes of *units* hold together, in bytes."""
+    total_bytes = 0
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        # A process may end between any two of these steps.
+        try:
+            if belongs_to(read_text(f"/proc/{entry}/cgroup") or "", units):
+                total_bytes += held_bytes(read_text(f"/proc/{entry}/smaps_rollup") or "")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total_bytes
 
 
 def node_state(module: AnsibleModule) -> dict[str, t.Any]:
@@ -158,6 +185,7 @@ def node_state(module: AnsibleModule) -> dict[str, t.Any]:
         "distribution": distribution(),
         "hostname": platform.node(),
         "memory_available_bytes": seen.available_bytes,
+        "memory_for_launch_bytes": seen.available_bytes + rig_memory(module.params["units"]),
         "memory_total_bytes": seen.total_bytes,
         "python_version": platform.python_version(),
         "serving_plan_sha256": serving_plan(module),
@@ -170,7 +198,11 @@ def main() -> None:
         argument_spec={
             "disk_paths": {"type": "list", "elements": "path", "default": ["/opt", "/var/lib"]},
             "plan": {"type": "path", "default": "/var/lib/sparkrig/plan.json"},
-            "unit": {"type": "str", "default": "sparkrig-ray.service"},
+            "units": {
+                "type": "list",
+                "elements": "str",
+                "default": ["sparkrig-ray.service", "sparkrig-vllm.service"],
+            },
         },
         supports_check_mode=True,
     )

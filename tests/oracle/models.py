@@ -165,3 +165,16 @@ LLAMA4 = _model(
     no_rope_layers=[1, 1, 1, 0],
     use_qk_norm=True,
 )
+MIMO_V2 = _model(
+    "mimo_v2_flash",
+    "MiMoV2FlashForCausalLM",
+    num_hidden_layers=13,
+    head_dim=192,
+    v_head_dim=128,
+    swa_num_key_value_heads=8,
+    swa_head_dim=192,
+    swa_v_head_dim=128,
+    sliding_window_size=128,
+    hybrid_layer_pattern=[0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1],
+)
+MIMO_V2.update(num_attention_heads=64, num_key_value_heads=4, max_position_embeddings=262144)

@@ -82,7 +82,14 @@ def describe(geometry: Geometry, entry: Entry) -> dict[str, t.Any]:
     if spec.kind == "state":
         return {**described, **_state_description(geometry, entry, t.cast(StateShape, spec.identity[0]))}
     heads, key, value = spec.identity
-    return {**described, "heads": heads, "key": key, "value": value}
+    return {
+        **described,
+        "heads": heads,
+        "key": key,
+        "value": value,
+        "stride": spec.stride,
+        "kernel_rows": spec.kernel_rows,
+    }
 
 
 def plan_question(geometry: Geometry, budgets: t.Sequence[int], context: int) -> dict[str, t.Any]:

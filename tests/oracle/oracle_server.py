@@ -70,7 +70,13 @@ def attention_options(spec: Question) -> Question:
         "head_size": spec["key"],
         "dtype": torch_dtype(dtype),
         "kv_quant_mode": interface.get_kv_quant_mode(dtype),
+        "block_stride_alignment": alignment(spec),
     }
+
+
+def alignment(spec: Question) -> t.Any:
+    """What the distance of blocks must be a multiple of: bytes, or whole kernel blocks of so many tokens."""
+    return backend.MultipleOf(spec["kernel_rows"]) if spec["kernel_rows"] else spec["stride"]
 
 
 def packed(spec: t.Any) -> t.Any:
@@ -105,7 +111,7 @@ def make_spec(spec: Question) -> t.Any:
             head_size=spec["key"],
             dtype=torch.uint8,
             cache_role=interface.SparseCacheRole.INDEXER,
-            block_stride_alignment=backend.MultipleOf(64),
+            block_stride_alignment=alignment(spec),
         )
     if kind == "mla":
         return interface.MLAAttentionSpec(

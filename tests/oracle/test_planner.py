@@ -18,6 +18,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner impor
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import EngineRefusal
 from tests.oracle.cases import generate
+from tests.oracle.models import MIMO_V2
 from tests.oracle.oracle import Oracle, plan_question
 
 CASES = 600
@@ -58,12 +59,10 @@ def differences(geometry: Geometry, capacity: Capacity | None, refusal: str, the
     return [f"{name}: {ours} / {other}" for name, (ours, other) in pairs.items() if ours != other]
 
 
-@pytest.mark.parametrize("first", range(0, CASES, 50))
-def test_generated(oracle: Oracle, first: int) -> None:
-    """Blocks, tokens, concurrency, bytes of a block, groups and refusals, without any deviation."""
+def _compare(oracle: Oracle, seeds: range, changes: dict[str, t.Any]) -> int:
     compared = 0
-    for seed in range(first, first + 50):
-        options = generate(seed)
+    for seed in seeds:
+        options = {**generate(seed), **changes}
         try:
             geometry, capacity, refusal = _ours(options)
         except EngineRefusal:
@@ -74,4 +73,35 @@ def test_generated(oracle: Oracle, first: int) -> None:
         theirs = oracle.ask("plan", **plan_question(geometry, request.kv_cache_memory_bytes, context))
         assert differences(geometry, capacity, refusal, theirs) == [], (seed, options)
         compared += 1
-    assert compared > 25
+    return compared
+
+
+@pytest.mark.parametrize("first", range(0, CASES, 50))
+def test_generated(oracle: Oracle, first: int) -> None:
+    """Blocks, tokens, concurrency, bytes of a block, groups and refusals, without any deviation."""
+    assert _compare(oracle, range(first, first + 50), {}) > 25
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_packed_layout(oracle: Oracle, first: int) -> None:
+    """The layout that keeps all layers of a block together: groups with pages of different sizes."""
+    assert _compare(oracle, range(first, first + 50), {"kv_cache_layout": "BLHNC"}) > 25
+
+
+def test_different_head_sizes(oracle: Oracle) -> None:
+    """MiMo-V2: K heads of 192 and V heads of 128, and other KV heads in windowed layers."""
+    compared = 0
+    for layout in ("LBNHC", "BLHNC"):
+        for tp in (1, 2, 4, 8):
+            options = {
+                "config": MIMO_V2,
+                "tensor_parallel_size": tp,
+                "kv_cache_memory_bytes": 10**9,
+                "max_model_len": 65_536,
+                "kv_cache_layout": layout,
+            }
+            geometry, capacity, refusal = _ours(options)
+            theirs = oracle.ask("plan", **plan_question(geometry, (10**9,) * tp, 65_536))
+            assert differences(geometry, capacity, refusal, theirs) == [], options
+            compared += 1
+    assert compared == 8

@@ -54,7 +54,7 @@ BAD = [
     ),
     (
         {"speculative_config": {"num_speculative_tokens": 1}},
-        "speculative_config.method: None is not allowed; it must be one of mtp, deepseek_mtp, eagle, eagle3, ngram",
+        "speculative_config.method: None is not allowed; it must be one of mtp, eagle, eagle3, ngram",
     ),
     (
         {"speculative_config": {"method": "mtp"}},

@@ -11,6 +11,8 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._node import (
     Memory,
     Node,
     Requirements,
+    belongs_to,
+    held_bytes,
     inventory_problems,
     memory,
     node_problems,
@@ -69,6 +71,25 @@ def test_memory_is_the_smaller_of_machine_and_limit() -> None:
     assert seen == Memory(4 * GIB, 3 * GIB)
     tight = memory("MemTotal: 1048576 kB\nMemAvailable: 524288 kB\n", str(4 * GIB), "0", "")
     assert tight == Memory(GIB, GIB // 2)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "inside"),
+    [
+        ("0::/system.slice/sparkrig-vllm.service\n", True),
+        ("3:memory:/system.slice/sparkrig-ray.service\n0::/init.scope\n", True),
+        ("0::/system.slice/ssh.service\n", False),
+        ("", False),
+    ],
+)
+def test_a_process_of_the_rig_is_known_by_its_control_group(cgroup: str, inside: bool) -> None:
+    assert belongs_to(cgroup, ["sparkrig-ray.service", "sparkrig-vllm.service"]) is inside
+
+
+def test_files_are_not_held_by_a_process() -> None:
+    rollup = "Rss: 9000 kB\nPss: 700 kB\nPss_Anon:  500 kB\nPss_File: 150 kB\nPss_Shmem:  50 kB\n"
+    assert held_bytes(rollup) == 550 * 1024
+    assert held_bytes("") == 0
 
 
 def test_a_full_control_group_leaves_nothing() -> None:
