@@ -25,7 +25,9 @@ $(VENV)/.complete: requirements.txt
 	@echo "lab: making the tools' virtual environment"
 	@rm -rf $(VENV) && python3 -m venv $(VENV)
 	@$(BIN)/pip install --quiet "$$(grep -oE '^uv==[0-9.]+' requirements.txt)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt
+	@# uv is quick, but knows nothing of a mirror in the user's pip configuration; pip does.
+	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --requirement requirements.txt || \
+	  $(BIN)/pip install --quiet --requirement requirements.txt
 	@touch $@
 
 $(COLLECTION):

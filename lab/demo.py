@@ -157,12 +157,12 @@ def summary(progress: Progress, seconds: float) -> str:
 def api_key(head: str) -> str:
     """The key that the head's API wants, read from the head."""
     argv = [str(BIN / "ansible"), head, "-i", str(INVENTORY), "-m", "ansible.builtin.command"]
-    argv += ["-a", "cat /etc/sparkrig/secrets.env", "-o"]
+    argv += ["-a", "cat /etc/sparkrig/secrets.env"]
     result = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
     marker = "VLLM_API_KEY="
     if marker not in result.stdout:
         raise LabError(f"{head} has no API key in /etc/sparkrig/secrets.env: {result.stdout or result.stderr}")
-    return result.stdout.split(marker, 1)[1].split("\\n")[0].split()[0].strip("'\"")
+    return result.stdout.split(marker, 1)[1].split()[0].strip("'\"")
 
 
 def main() -> None:

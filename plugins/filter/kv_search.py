@@ -42,8 +42,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The combinations (C(rows)), how many were C(considered), how many of them vLLM itself would refuse (C(refused)), and
-    C(blocked), a sentence where the engine would not start whatever is asked of it.
+  description: The combinations (C(rows)), how many were C(considered), how many of them vLLM itself would refuse
+    (C(refused)), and C(blocked), a sentence where the engine would not start whatever is asked of it.
   type: dict
 """
 

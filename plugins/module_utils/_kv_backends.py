@@ -170,8 +170,11 @@ _DTYPE_SINCE = {
 }
 
 
-def check_dtype(dtype: str, dialect: Dialect) -> None:
-    """Refuses a cache dtype that the engine's command line does not offer."""
+def check_dtype(request: Request, dialect: Dialect) -> None:
+    """Refuses a cache dtype that the engine's command line does not offer, or that only GPUs have."""
+    dtype = request.kv_cache_dtype
+    if request.device == "cpu" and (dtype.startswith("nvfp4") or dtype.endswith(("_ds_mla", "per_token_head"))):
+        raise ValueError(f"kv_cache_dtype: {dtype!r} needs a GPU, and device is cpu")
     fork = dialect.name == "dark-devotion" and dtype == "nvfp4_ds_mla"
     if dialect.version < _DTYPE_SINCE.get(dtype, (0, 0)) and not fork:
         raise ValueError(f"kv_cache_dtype: {dtype!r} is not known to engine {dialect.name}")
@@ -243,7 +246,7 @@ def judged_backend(request: Request) -> bool:
     return request.device == "cpu" or request.compute_capability is not None or request.attention_backend is not None
 
 
-def unsupported_dtype(dtype: str, model: Model, backend: Backend) -> str | None:
+def unsupported_dtype(dtype: str, model: Model) -> str | None:
     """vLLM's words when a cache dtype cannot go with the model, else None."""
     if dtype == "nvfp4" and model.mla:
         return (
@@ -251,4 +254,7 @@ def unsupported_dtype(dtype: str, model: Model, backend: Backend) -> str | None:
             "--kv-cache-dtype (e.g., 'fp8', 'auto', or 'nvfp4_ds_mla' with a sparse MLA backend) for MLA models such "
             "as DeepSeek."
         )
+    if (dtype in _ROW_BYTES and not model.sparse) or ("per_token_head" in dtype and model.mla):
+        # The engine goes on with its own settings and every backend's reasons.
+        return "No valid attention backend found for cuda"
     return None

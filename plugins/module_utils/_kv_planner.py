@@ -429,10 +429,10 @@ def build_geometry(request: Request) -> Geometry:
         raise ValueError(
             f"pipeline_parallel_size: {request.pipeline_parallel_size} stages for {len(model.layers)} layers"
         )
-    check_dtype(request.kv_cache_dtype, dialect)
+    check_dtype(request, dialect)
     dtype = resolve_dtype(request, model, dialect)
     backend = choose_backend(request, model, dialect, dtype)
-    refusal = unsupported_dtype(dtype, model, backend)
+    refusal = unsupported_dtype(dtype, model)
     if refusal is not None:
         raise EngineRefusal(refusal)
     mode = _state_mode(request, model, dialect)

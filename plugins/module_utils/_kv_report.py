@@ -66,10 +66,11 @@ def text_table(rows: Sequence[Mapping[str, Any]], limit: int) -> list[str]:
     return lines
 
 
-def _text(x: float, y: float, words: str, anchor: str = "", weight: str = "") -> str:
+def _text(x: float, y: float, words: str, anchor: str = "", weight: str = "", fill: str = "") -> str:
     style = f' text-anchor="{anchor}"' if anchor else ""
-    if weight:
-        style += f' style="font-weight: {weight}"'
+    rules = [f"{name}: {value}" for name, value in (("font-weight", weight), ("fill", fill)) if value]
+    if rules:
+        style += ' style="{}"'.format("; ".join(rules))
     return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{escape(words)}</text>'
 
 
@@ -108,9 +109,13 @@ def _waterfall(ranks: Sequence[Mapping[str, Any]]) -> str:
             x, wide = left + width * start / widest, width * size / widest
             pieces.append(_text(left - 10, y + 11, label, "end"))
             pieces.append(_bar(x, y, max(wide, 0.5), colour))
-            # Words stand beside the bar, on the side where there is room.
-            after = x + wide < left + width - 60
-            pieces.append(_text(x + wide + 6 if after else x - 6, y + 11, f"{_gib(size)} GiB", "" if after else "end"))
+            words = f"{_gib(size)} GiB"
+            if wide > 100:
+                pieces.append(_text(x + wide - 6, y + 11, words, "end", fill="#fff"))
+            elif x + wide < left + width - 100:
+                pieces.append(_text(x + wide + 6, y + 11, words))
+            else:
+                pieces.append(_text(x - 6, y + 11, words, "end"))
         if available is not None:
             end, low = left + width * available / widest, top + 10 + len(steps) * 19
             pieces.append(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="{top + 6:.1f}" y2="{low:.1f}" stroke="{_SHORT}"/>')

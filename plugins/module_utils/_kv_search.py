@@ -281,7 +281,7 @@ def _pareto(rows: Sequence[Found]) -> list[bool]:
 def search(question: Mapping[str, Any]) -> dict[str, Any]:
     """All combinations that fit, sorted by the aim.
 
-    `rows`; how many were `considered`, how many of them vLLM itself `refused`; `blocked`: why nothing can fit, or empty.
+    `rows`; how many were `considered`, how many of them vLLM itself `refused`; `blocked`: why nothing can fit, if so.
     """
     wanted = parse_search(question)
     rows: list[Found] = []

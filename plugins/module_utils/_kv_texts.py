@@ -229,11 +229,6 @@ def too_many_sequences(sequences: int, blocks: int) -> str:
     )
 
 
-def no_backend(device: str) -> str:
-    """A cache dtype that no attention backend of the model's kind reads; the engine goes on with its own settings."""
-    return f"No valid attention backend found for {device}"
-
-
 def no_common_block(dialect: Dialect, block_size: int, backend: str, sizes: str) -> str:
     """A block that no kernel of the backend can run."""
     if dialect.version >= (0, 32):

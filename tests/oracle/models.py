@@ -137,6 +137,7 @@ QWEN3_NEXT = _model(
     num_nextn_predict_layers=1,
     **_EXPERTS,
 )
+QWEN3_NEXT_PLAIN = {key: value for key, value in QWEN3_NEXT.items() if key != "num_nextn_predict_layers"}
 NEMOTRON_H = _model(
     "nemotron_h",
     "NemotronHForCausalLM",

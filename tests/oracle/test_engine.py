@@ -18,6 +18,7 @@ MTP = {"method": "mtp", "num_speculative_tokens": 1}
 
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 2_000_000}
 LONG = {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}
+TOO_LONG = {"max_model_len": 20_000, "kv_cache_memory_bytes": 80_000_000}
 LARGE = {"max_model_len": 512, "kv_cache_memory_bytes": 8_000_000}
 
 Case = tuple[str, dict[str, t.Any], dict[str, t.Any]]
@@ -147,6 +148,13 @@ MORE: list[Case] = [
     ("float16", {**models.LLAMA, "torch_dtype": "float16"}, SMALL),
     ("float32", {**models.LLAMA, "torch_dtype": "float32"}, SMALL),
     ("one-token", models.DEEPSEEK_V3, {"max_model_len": 1, "kv_cache_memory_bytes": 200_000}),
+    ("qwen2-head-dim", {**models.QWEN2, "head_dim": 64}, SMALL),
+    ("qwen2-moe-head-dim", {**models.QWEN2_MOE, "head_dim": 64}, SMALL),
+    ("no-kv-heads", {key: value for key, value in models.QWEN3_MOE.items() if key != "num_key_value_heads"}, SMALL),
+    ("default-rope", {**models.LLAMA, "rope_scaling": {"rope_type": "default", "factor": 2.0}}, TOO_LONG),
+    ("nemotron-too-long", models.NEMOTRON_H, TOO_LONG),
+    ("batch-too-small", models.LLAMA, {**SMALL, "max_num_batched_tokens": 2}),
+    ("qwen3-next-drafts", models.QWEN3_NEXT_PLAIN, {**LARGE, "speculative_config": MTP}),
     (
         "nemotron-mtp",
         {**models.NEMOTRON_H, "num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*"},
@@ -172,9 +180,9 @@ def _compare(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.An
         "engine",
         config=config,
         draft_config=arguments.get("draft_config"),
-        arguments={**engine_arguments, **SCHEDULER},
+        arguments={**SCHEDULER, **engine_arguments},
     )
-    question = {**arguments, **SCHEDULER, "config": config, "device": "cpu", "engine": "0.32.0"}
+    question = {**SCHEDULER, **arguments, "config": config, "device": "cpu", "engine": "0.32.0"}
     ours = fit({**question, **_host_options(oracle, config)})
     if not theirs["ok"]:
         # A validator wraps the text; elsewhere it is the whole of it.
