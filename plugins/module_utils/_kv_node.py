@@ -506,15 +506,24 @@ def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> dict[st
         "engine_log": capacity.log,
         "auto_fit_log": capacity.fit_log,
         "engine_error": error,
-        "assumptions": list(geometry.model.assumptions),
+        "assumptions": _assumptions(request, geometry),
         "groups": [_group_dict(group) for group in geometry.groups],
         "ranks": [rank.as_dict() for rank in ranks],
     }
 
 
+def _assumptions(request: Request, geometry: Geometry) -> list[str]:
+    """What the answer takes for granted because nobody said otherwise."""
+    sentences = list(geometry.model.assumptions)
+    if request.memory_available_bytes and not request.weights_bytes:
+        sentences.append("weights_bytes is not given; the weights are counted as 0 B")
+    return sentences
+
+
 def plan_document(result: Mapping[str, Any]) -> str:
     """A result as the text of plan.json: canonical, and without the readings of the moment."""
-    stable = dict(result)
+    # What was taken for granted depends on whether a reading was there, and changes nothing of the plan.
+    stable = {key: value for key, value in result.items() if key != "assumptions"}
     stable["ranks"] = [
         {key: value for key, value in rank.items() if key not in _MOMENTARY} for rank in result.get("ranks", [])
     ]

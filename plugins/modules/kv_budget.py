@@ -275,7 +275,9 @@ engine_error:
   returned: success
   type: str
 assumptions:
-  description: A sentence for each key that C(config) leaves to the engine's default for the model.
+  description:
+    - A sentence for each key that C(config) leaves to the engine's default for the model, and one where memory is
+      compared without O(weights_bytes).
   returned: success
   type: list
   elements: str

@@ -100,3 +100,95 @@ def test_gated_delta_net_on_h200(engine: str, block_size: int, states: int) -> N
     assert found["block_size"] == block_size
     blocks = -(-2048 // block_size) + 3 * states
     assert found["max_concurrency"] == found["num_blocks"] / blocks
+
+
+NEMOTRON = {
+    "model_type": "nemotron_h",
+    "num_hidden_layers": 4,
+    "hybrid_override_pattern": "MM*-",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "mamba_num_heads": 128,
+    "mamba_head_dim": 64,
+    "n_groups": 8,
+    "ssm_state_size": 128,
+    "conv_kernel": 4,
+    "chunk_size": 256,
+    "max_position_embeddings": 131_072,
+}
+# State: (8192 + 2*8*128) * 3 * 2 + 128*64*128*4 = 4,255,744 B; attention: 4096 B a token; 1,039 tokens hold a state.
+# `all`: blocks of whole chunks of 256, a state for each; `align`: multiples of 16, two states; none: one.
+STATES = [
+    ("0.13.0", True, 1280, 7 + 7),
+    ("0.13.0", False, 1040, 8 + 1),
+    ("0.20.0", True, 1280, 7 + 7),
+    ("0.24.0", True, 1280, 7 + 7),
+    ("0.24.0", None, 1040, 8 + 1),
+    ("0.26.0", None, 1280, 7 + 7),
+    ("0.28.0", None, 1040, 8 + 2),
+    ("0.32.0", None, 1040, 8 + 3),
+]
+
+
+@pytest.mark.parametrize(("engine", "cached", "block_size", "blocks"), STATES)
+def test_mamba2_prefixes(engine: str, cached: bool | None, block_size: int, blocks: int) -> None:
+    """Cached prefixes of Mamba2, as the versions keep them: two mamba layers are two groups of one attention layer."""
+    found = fit(
+        {
+            "config": NEMOTRON,
+            "engine": engine,
+            "enable_prefix_caching": cached,
+            "kv_cache_memory_bytes": 10**9,
+            "max_model_len": 8192,
+        }
+    )
+    assert found["block_size"] == block_size
+    states = blocks - -(-8192 // block_size)
+    assert found["max_concurrency"] == found["num_blocks"] / (-(-8192 // block_size) + 2 * states)
+
+
+def test_sequences_without_blocks() -> None:
+    """CUDA graphs want a block for each sequence of a model with recurrent layers."""
+    options = {"config": NEMOTRON, "kv_cache_memory_bytes": 200_000_000, "max_model_len": 2048, "max_num_seqs": 256}
+    answer = fit(options)
+    assert answer["engine_error"] == (
+        "max_num_seqs (256) exceeds available Mamba cache blocks (46). Each decode sequence requires one Mamba cache "
+        "block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most 46 or increase "
+        "gpu_memory_utilization."
+    )
+    assert answer["changes"] == [{"max_num_seqs": 46}]
+    assert answer["engine_log"] is not None
+    for change in ({"enforce_eager": True}, {"max_num_seqs": 46}, {"engine": "0.13.0"}):
+        assert fit({**options, **change})["engine_error"] is None
+
+
+PAGES = [
+    (
+        "0.13.0",
+        "The page size of the layer is not divisible by the maximum page size. Cannot unify by adjusting block_",
+    ),
+    ("0.24.0", None),
+    ("0.32.0", None),
+]
+
+
+@pytest.mark.parametrize(("engine", "error"), PAGES)
+def test_pages_that_do_not_divide(engine: str, error: str | None) -> None:
+    """A draft whose page does not divide that of a windowed model: refused of old, padded since 0.24."""
+    window = {**MODEL, "model_type": "gemma2", "num_key_value_heads": 8, "sliding_window": 128}
+    draft = {**MODEL, "num_key_value_heads": 5, "num_attention_heads": 10, "num_hidden_layers": 1}
+    answer = fit(
+        {
+            "config": window,
+            "draft_config": draft,
+            "engine": engine,
+            "speculative_config": {"method": "eagle", "num_speculative_tokens": 1},
+            "kv_cache_memory_bytes": 10**9,
+            "max_model_len": 4096,
+        }
+    )
+    if error is None:
+        assert answer["fits"]
+    else:
+        assert answer["engine_error"].startswith(error)

@@ -226,3 +226,25 @@ def test_gate_sees_what_is_left_at_startup() -> None:
     assert glm(gpu_memory_utilization=0.9, **options)["fits"]
     answer = glm(gpu_memory_utilization=0.915, **options)
     assert answer["engine_error"].startswith("Free memory on device cuda:0 (110.66/121.69 GiB) on startup is less than")
+
+
+def test_smallest_changes_of_a_short_node() -> None:
+    """Fewer sequences, a shorter context or a larger DCP: each alone would do, and does."""
+    options: dict[str, t.Any] = {
+        "decode_context_parallel_size": 1,
+        "kv_cache_memory_bytes": "auto",
+        "max_model_len": 65_536,
+        "max_num_seqs": 2,
+        "memory_available_bytes": int(116.5 * GIB),
+        "memory_total_bytes": None,
+    }
+    answer = glm(**options)
+    assert [sorted(change) for change in answer["changes"]] == [
+        ["max_num_seqs"],
+        ["kv_cache_memory_bytes", "max_model_len"],
+        ["decode_context_parallel_size"],
+    ]
+    for words in ("Rank 0 (spark1) does not fit: ", " B (", "max_num_seqs 1 or max_model_len ", " or decode_context_"):
+        assert words in answer["reasons"][0]
+    for change in answer["changes"]:
+        assert glm(**{**options, **change})["fits"], change

@@ -101,6 +101,28 @@ BAD = [
         "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for model_type llama",
     ),
     ({"pipeline_parallel_size": 5}, "pipeline_parallel_size: 5 stages for 4 layers"),
+    ({"tensor_parallel_size": 5000}, "tensor_parallel_size: 5000 is not allowed; it must be at most 1024"),
+    (
+        {"config": {**LLAMA, "num_hidden_layers": 10**9}},
+        "config: num_hidden_layers is 1000000000; it must be at most 10000",
+    ),
+    ({"config": {**LLAMA, "model_type": ["llama"]}}, "config: model_type is ['llama']; it must be a string"),
+    (
+        {"config": {**LLAMA, "model_type": "glm_moe_dsa", "kv_lora_rank": 512, "qk_rope_head_dim": 64}},
+        "config: index_topk is missing; model_type glm_moe_dsa cannot be sized without it",
+    ),
+    (
+        {"config": {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": "x"}}},
+        "config: the factor of rope_parameters is 'x'; it must be a number above 0",
+    ),
+    (
+        {"engine": "0.28.0", "kv_cache_layout": "BLHNC"},
+        "kv_cache_layout: 'BLHNC' is not known to engine 0.28; it came with 0.30",
+    ),
+    (
+        {"device": "cpu", "kv_cache_dtype": "nvfp4"},
+        "kv_cache_dtype: 'nvfp4' needs a GPU, and device is cpu",
+    ),
     (
         {"engine": "0.13.0", "max_model_len": -1},
         "max_model_len: -1 is not known to engine 0.13; give a number of tokens",
@@ -156,3 +178,49 @@ def test_models_that_cannot_draft() -> None:
     options = {"config": LLAMA, "kv_cache_memory_bytes": 10**6, "max_model_len": 512}
     answer = fit({**options, "speculative_config": {"method": "mtp", "num_speculative_tokens": 1}})
     assert (answer["fits"], answer["engine_error"]) == (False, "Unsupported speculative method: 'mtp'")
+
+
+REFUSED: list[tuple[dict[str, t.Any], str]] = [
+    ({"kv_cache_dtype": "fp8_ds_mla"}, "No valid attention backend found for cuda"),
+    (
+        {"max_num_seqs": 8, "max_num_batched_tokens": 4},
+        "max_num_batched_tokens (4) must be greater than or equal to max_num_seqs (8).",
+    ),
+    (
+        {"config": {**LLAMA, "num_attention_heads": 12, "num_key_value_heads": 6}, "tensor_parallel_size": 4},
+        "assert self.total_num_kv_heads % tp_size == 0",
+    ),
+    (
+        {
+            "config": {**LLAMA, "num_attention_heads": 12, "num_key_value_heads": 6, "model_type": "gpt_oss"},
+            "tensor_parallel_size": 4,
+        },
+        "6 is not divisible by 4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "error"), REFUSED)
+def test_engine_refusals(change: dict[str, t.Any], error: str) -> None:
+    """What the engine dies of is an answer."""
+    answer = fit({"config": LLAMA, "kv_cache_memory_bytes": 10**6, "max_model_len": 512, **change})
+    assert (answer["fits"], answer["engine_error"]) == (False, error)
+    assert answer["reasons"][0].startswith(f"The engine refuses these options: {error}")
+
+
+def test_missing_keys_are_said() -> None:
+    """A key that the config leaves to the engine's default is no secret."""
+    config = {**LLAMA, "model_type": "mixtral", "num_attention_heads": 16}
+    del config["num_key_value_heads"]
+    answer = fit({"config": config, "kv_cache_memory_bytes": 10**6, "max_model_len": 512})
+    assert answer["bytes_per_token"] == 4 * 8 * 32 * 4
+    assert answer["assumptions"] == [
+        "config: num_key_value_heads is missing; the engine's default for model_type mixtral is 8"
+    ]
+
+
+@pytest.mark.parametrize("name", ["deepseek_mtp", "glm4_moe_mtp", "qwen3_next_mtp"])
+def test_old_names_of_mtp(name: str) -> None:
+    """The names by model are still taken."""
+    request = parse_request({"config": LLAMA, "speculative_config": {"method": name, "num_speculative_tokens": 1}})
+    assert request.speculative_method == "mtp"
