@@ -113,3 +113,7 @@ molecule: system venv ## Every molecule scenario on one set of nodes
 .PHONY: bench
 bench: venv ## Benchmarks, printed
 	pytest tests/bench
+
+.PHONY: rivals
+rivals: venv ## The fitter beside the public calculators, from the package index, in one run
+	PYTHONPATH="$(CURDIR)/.collections:$(CURDIR)" python -m tests.bench.rivals
