@@ -250,7 +250,7 @@ class Survey:
         self._layout = layout
         text = self._text = merge_overrides(_text_config(config), layout.hf_overrides)
         self._layers = _number(text, "num_hidden_layers", 0)
-        self._promised = _number(text, "num_nextn_predict_layers", 0)
+        self._promised = promised_mtp_layers(text)
         self._heads = _number(text, "num_attention_heads", 1)
         self._kv_heads = _number(text, "num_key_value_heads", self._heads)
         self._engine_bytes = _ENGINE_BYTES.get(layout.dtype, 2)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Callable
 
 CACHE_DTYPES = (
@@ -62,7 +62,7 @@ class Request:
     speculative_tokens: int = 0
     replicated_draft: bool = False
     draft_config: Mapping[str, Any] | None = None
-    hf_overrides: Mapping[str, Any] = ()  # type: ignore[assignment]
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     kv_cache_memory_bytes: tuple[int, ...] = ()
     kv_cache_auto: bool = False
     engine: str = "0.32.0"

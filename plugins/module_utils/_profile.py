@@ -9,12 +9,11 @@ Engine options keep vLLM's own names, so that a vLLM user can read a profile at 
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import OPTIONS
+from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import OPTIONS, nearest
 
 if t.TYPE_CHECKING:
     from collections.abc import Mapping
@@ -178,12 +177,6 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "list": (list,),
     "str": (str,),
 }
-
-
-def nearest(name: str, known: t.Iterable[str]) -> str:
-    """A hint that names the known word nearest to *name*, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean '{match[0]}'?)" if match else ""
 
 
 def merged(base: Mapping[str, Value], overrides: Mapping[str, Value]) -> dict[str, Value]:

@@ -24,6 +24,16 @@ if t.TYPE_CHECKING:
 # gRPC would send even a request to the next machine through a proxy that the shell happens to have.
 _NO_PROXY = {name: "" for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
 
+# The option `ray` of a module that asks a cluster.
+RAY_OPTION: Mapping[str, t.Any] = {
+    "type": "dict",
+    "options": {
+        "address": {"type": "str", "required": True},
+        "nodes": {"type": "dict", "required": True},
+        "python": {"type": "path", "default": "/opt/sparkrig/current/bin/python"},
+    },
+}
+
 
 def probe_ray(
     run_command: Callable[..., tuple[int, str, str]],

@@ -144,6 +144,12 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
+def nearest(name: str, known: t.Iterable[str]) -> str:
+    """A hint that names the known word nearest to *name*, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
 def canonical_json(value: Value) -> str:
     """One text for one value: keys sorted, no blanks, ASCII only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -202,9 +208,7 @@ def vllm_options(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> lis
         if name in SECRET_KEYS:
             raise ValueError(f"'{name}' is a secret and would be readable in the list of processes; leave it out here")
         if name not in OPTIONS and name not in RIG_KEYS:
-            match = difflib.get_close_matches(name, list(OPTIONS), n=1)
-            hint = f" (did you mean '{match[0]}'?)" if match else ""
-            raise ValueError(f"'{name}' is no option of the engine{hint}")
+            raise ValueError(f"'{name}' is no option of the engine{nearest(name, OPTIONS)}")
     values = {name: value for name, value in profile.items() if name in OPTIONS}
     values["kv_cache_memory_bytes"] = _kv_bytes(profile, plan)
     words = ["--model", path]

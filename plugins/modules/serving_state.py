@@ -135,7 +135,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
 from ansible_collections.sparkrig.serving.plugins.module_utils._node import Memory, memory
-from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import probe_ray
+from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import RAY_OPTION, probe_ray
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import (
     SHOWN_PROPERTIES,
     UnitState,
@@ -214,14 +214,7 @@ def main() -> None:
         argument_spec={
             "units": {"type": "list", "elements": "str", "required": True},
             "health_url": {"type": "str"},
-            "ray": {
-                "type": "dict",
-                "options": {
-                    "address": {"type": "str", "required": True},
-                    "nodes": {"type": "dict", "required": True},
-                    "python": {"type": "path", "default": "/opt/sparkrig/current/bin/python"},
-                },
-            },
+            "ray": RAY_OPTION,
             "restarts_seen": {"type": "int"},
             "patience_s": {"type": "int", "default": 1800},
             "log_globs": {"type": "list", "elements": "str", "default": []},

@@ -165,7 +165,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample, labels_of, parse_metrics
-from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import probe_ray
+from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import RAY_OPTION, probe_ray
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import SHOWN_PROPERTIES, parse_show
 from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     CACHE_INFO,
@@ -294,14 +294,7 @@ def main() -> None:
             "plan_file": {"type": "path", "default": "/var/lib/sparkrig/plan.json"},
             "max_model_len": {"type": "int"},
             "drafts": {"type": "bool", "default": False},
-            "ray": {
-                "type": "dict",
-                "options": {
-                    "address": {"type": "str", "required": True},
-                    "nodes": {"type": "dict", "required": True},
-                    "python": {"type": "path", "default": "/opt/sparkrig/current/bin/python"},
-                },
-            },
+            "ray": RAY_OPTION,
             "ray_file": {"type": "path", "default": "/var/lib/sparkrig/cluster.json"},
         },
         supports_check_mode=True,
