@@ -83,7 +83,7 @@ static: lint unit ## Linters, type checks and unit tests
 lint: venv ## Linters and type checks
 	ruff check .
 	ruff format --check .
-	shellcheck lab/system.sh .ci/run
+	shellcheck lab/system.sh lab/beside.sh .ci/run
 	yamllint --strict .
 	mypy plugins $(PYTHON_FOLDERS) $(wildcard molecule/*/tests)
 	ansible-lint

@@ -28,9 +28,14 @@ def cache_dir() -> Path:
     return path
 
 
+def lab_name() -> str:
+    """The name of a lab beside the first one (``lab/beside.sh``), else an empty string."""
+    return os.environ.get("SPARKRIG_LAB", "")
+
+
 def state_dir() -> Path:
     """Where the running lab keeps its SSH key and its known hosts."""
-    path = cache_dir() / "lab"
+    path = cache_dir() / ("lab" + lab_name())
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -23,12 +24,12 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.common import LabError, main_guard, run, say, state_dir
+from lab.common import LabError, lab_name, main_guard, run, say, state_dir
 from lab.image import ensure_image
 
 PROJECT = Path(__file__).resolve().parent.parent
 INVENTORY = PROJECT / "inventory" / "lab"
-LABEL = "sparkrig=lab"
+LABEL = f"sparkrig=lab{lab_name()}"
 MANAGEMENT_BRIDGE = "sparkrig0"
 MANAGEMENT_PREFIX = 24
 RAIL_MTU = 9000
@@ -51,7 +52,7 @@ class Node:
     @property
     def container(self) -> str:
         """The container's name in podman."""
-        return f"sparkrig-{self.name}"
+        return f"sparkrig{lab_name()}-{self.name}"
 
 
 def nodes_of(inventory: dict[str, t.Any]) -> list[Node]:
@@ -95,15 +96,15 @@ def bridges(rail_count: int) -> list[str]:
     return [MANAGEMENT_BRIDGE, *(f"sparkrig{rail}" for rail in range(1, rail_count + 1))]
 
 
-def link_exists(name: str) -> bool:
-    """Whether this machine has a network link of that name."""
-    return Path("/sys/class/net", name).exists()
+def links() -> list[str]:
+    """The names of this machine's network links; in a lab beside the first one, /sys shows those of another."""
+    return [link["ifname"] for link in json.loads(run(["ip", "-json", "link", "show"]).stdout)]
 
 
 def ensure_bridges(nodes: list[Node]) -> None:
     """Make the bridges and give this machine an address on the management bridge."""
     for name in bridges(len(nodes[0].rails)):
-        if not link_exists(name):
+        if name not in links():
             run(["ip", "link", "add", name, "type", "bridge"])
         run(["ip", "link", "set", name, "mtu", "1500" if name == MANAGEMENT_BRIDGE else str(RAIL_MTU), "up"])
     network = ipaddress.ip_network(f"{nodes[0].management_ip}/{MANAGEMENT_PREFIX}", strict=False)
@@ -165,7 +166,7 @@ def ensure_links(node: Node) -> None:
         outer = f"sr{node.index}-{number}"
         if run([*inside, "ip", "link", "show", "dev", inner], check=False).returncode == 0:
             continue
-        if link_exists(outer):
+        if outer in links():
             run(["ip", "link", "delete", outer])
         # A node that comes back keeps its MAC addresses, as a machine does: its peers still know them.
         address = f"02:53:50:52:{node.index:02x}:{number:02x}"
@@ -250,10 +251,9 @@ def down() -> None:
         if listed:
             # The nodes hold nothing worth a clean shutdown.
             run(["podman", "rm", "--force", "--time", "0", "--volumes", *listed])
-    for path in sorted(Path("/sys/class/net").glob("sr[0-9]*-[0-9]")):
-        run(["ip", "link", "delete", path.name], check=False)
-    for path in sorted(Path("/sys/class/net").glob("sparkrig[0-9]")):
-        run(["ip", "link", "delete", path.name], check=False)
+    for name in links():
+        if re.fullmatch(r"sr[0-9]+-[0-9]|sparkrig[0-9]", name):
+            run(["ip", "link", "delete", name], check=False)
     shutil.rmtree(state_dir())
     say("nothing of the lab is left but its cache")
 
