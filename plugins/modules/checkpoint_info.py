@@ -32,7 +32,7 @@ options:
     type: path
     required: true
 seealso:
-  - module: sparkrig.serving.checkpoint_hybrid
+  - module: sparkrig.serving.checkpoint_overlay
 """
 
 EXAMPLES = r"""

@@ -16,7 +16,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import CONFIG_FILE, INDEX_FILE
-from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_hybrid, checkpoint_info
+from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_overlay, checkpoint_info
 from lab import checkpoint
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
@@ -48,7 +48,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def build(models: Path, run: Run) -> Run:
-    """Runs checkpoint_hybrid on the lab's folders; keywords change or add options."""
+    """Runs checkpoint_overlay on the lab's folders; keywords change or add options."""
 
     def build(check: bool = False, **options: t.Any) -> dict[str, t.Any]:
         arguments = {
@@ -59,7 +59,7 @@ def build(models: Path, run: Run) -> Run:
             "_ansible_diff": True,
             **options,
         }
-        return run(checkpoint_hybrid.main, **arguments)
+        return run(checkpoint_overlay.main, **arguments)
 
     return build
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: checkpoint_hybrid
+module: checkpoint_overlay
 short_description: A model folder out of a base checkpoint and an overlay, by hardlinks
 version_added: 1.0.0
 author: The sparkrig engineers (@sparkrig)
@@ -52,7 +52,7 @@ seealso:
 EXAMPLES = r"""
 ---
 - name: Lay the MTP layer over the base checkpoint
-  sparkrig.serving.checkpoint_hybrid:
+  sparkrig.serving.checkpoint_overlay:
     base: /var/tmp/models/GLM-5.2-NVFP4
     overlay: /var/tmp/models/GLM-5.2-NVFP4-MTP
     path: /var/tmp/models/GLM-5.2-NVFP4-MTP-hybrid
@@ -60,7 +60,7 @@ EXAMPLES = r"""
   register: checkpoint
 
 - name: Check a checkpoint that is served as it is
-  sparkrig.serving.checkpoint_hybrid:
+  sparkrig.serving.checkpoint_overlay:
     base: /srv/models/qwen3-0.6b
 """
 
