@@ -49,6 +49,7 @@ DESKTOP_PACKAGES = (
     "cups-browsed",
     "earlyoom",
     "fwupd",
+    "greetd",
     "modemmanager",
     "network-manager",
     "packagekit",
@@ -87,6 +88,13 @@ ExecStartPre=/usr/bin/ssh-keygen -A
 ExecStartPre=/usr/sbin/sshd -t
 """
 
+# A container has no screen: the display manager is installed and enabled, and its unit keeps a process that waits.
+GREETD_DROP_IN = """\
+[Service]
+ExecStart=
+ExecStart=/usr/bin/sleep infinity
+"""
+
 MASKED_UNITS = (
     # No device manager and no terminal exists in a container.
     "systemd-udevd.service",
@@ -112,8 +120,11 @@ cat > "$1/etc/systemd/system/lab-sysfs-readonly.service" <<'UNIT'
 mkdir -p "$1/etc/systemd/system/ssh.service.d"
 cat > "$1/etc/systemd/system/ssh.service.d/host-keys.conf" <<'UNIT'
 {SSH_DROP_IN}UNIT
+mkdir -p "$1/etc/systemd/system/greetd.service.d"
+cat > "$1/etc/systemd/system/greetd.service.d/no-screen.conf" <<'UNIT'
+{GREETD_DROP_IN}UNIT
 rm -f "$1"/etc/ssh/ssh_host_*
-chroot "$1" systemctl enable lab-sysfs-readonly.service ssh.service
+chroot "$1" systemctl enable lab-sysfs-readonly.service ssh.service greetd.service
 chroot "$1" systemctl mask {masks}
 chroot "$1" useradd --create-home --shell /bin/bash spark
 echo 'spark ALL=(ALL) NOPASSWD: ALL' > "$1/etc/sudoers.d/spark"
