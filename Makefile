@@ -11,7 +11,7 @@ VENV := $(SPARKRIG_CACHE)/venv/$(shell { cat requirements.txt; python3 --version
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 COLLECTION := .collections/ansible_collections/sparkrig/serving
-PYTHON_FOLDERS := lab tests/unit tests/oracle tests/bench tests/fixtures
+PYTHON_FOLDERS := lab tests/unit tests/oracle tests/bench tests/gates tests/fixtures
 
 .PHONY: help
 help: ## Show what can be made
@@ -91,6 +91,10 @@ lint: venv ## Linters and type checks
 .PHONY: unit
 unit: venv ## Unit tests of the cores, modules and filters
 	pytest tests/unit
+
+.PHONY: gates
+gates: venv ## Ansible's own gates on the collection as it is built and installed
+	python -m tests.gates.artefact
 
 .PHONY: build
 build: system venv ## Build the node image and the runtime, side by side with nothing served
