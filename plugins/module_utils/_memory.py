@@ -72,6 +72,7 @@ class Swap:
     kind: str
     size_bytes: int
     used_bytes: int
+    priority: int
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ def parse_swaps(text: str) -> tuple[Swap, ...]:
     rows = [line.rsplit(maxsplit=4) for line in text.splitlines()[1:]]
     # The kernel writes a space in a name as \040.
     return tuple(
-        Swap(name.strip().replace("\\040", " "), kind, int(size) * 1024, int(used) * 1024)
-        for name, kind, size, used, _priority in (row for row in rows if len(row) == 5)
+        Swap(name.strip().replace("\\040", " "), kind, int(size) * 1024, int(used) * 1024, int(priority))
+        for name, kind, size, used, priority in (row for row in rows if len(row) == 5)
     )
 
 
@@ -289,6 +290,34 @@ def probe(first: Look, second: Look, seconds: float) -> Probe:
     }
     counters = {name: second.counters[name] - first.counters[name] for name in COUNTERS}
     return Probe(round(seconds, 3), counters, dict(sorted(faults.items(), key=lambda row: (-row[1], row[0]))))
+
+
+@dataclass(frozen=True)
+class Drain:
+    """What emptying the swap means: the devices to switch off and on again, and a sentence."""
+
+    swaps: tuple[Swap, ...]
+    sentence: str
+    warning: bool = False
+
+
+def plan_drain(swaps: t.Sequence[Swap], available_bytes: int, reserve_bytes: int) -> Drain:
+    """Which swap is switched off and on again so that it is empty, and never more than memory can take in."""
+    if not swaps:
+        return Drain((), "This node has no swap; there is nothing to drain.")
+    used = tuple(swap for swap in swaps if swap.used_bytes)
+    if not used:
+        return Drain((), "The swap is empty already; it stays on.")
+    needed = sum(swap.used_bytes for swap in used)
+    if available_bytes < needed + reserve_bytes:
+        return Drain(
+            (),
+            f"The swap holds {gib(needed)}, but only {gib(available_bytes)} of memory are available, and "
+            f"{gib(reserve_bytes)} stay free: it is not drained. End what was swapped out, then run this again.",
+            warning=True,
+        )
+    names = ", ".join(swap.name for swap in used)
+    return Drain(used, f"The swap's {gib(needed)} on {names} are taken back into memory; the swap stays on.")
 
 
 def _mib(size_bytes: int) -> str:

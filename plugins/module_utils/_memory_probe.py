@@ -17,6 +17,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils import _memory
 
 PROC = "/proc"
 SYS = "/sys"
+RUN = "/run"
 
 
 def read_text(path: str) -> str | None:
@@ -46,6 +47,12 @@ def cgroup() -> _memory.Cgroup:
         names = ("memory.max", "memory.current", "memory.stat")
         return _memory.cgroup(2, *(read_text(f"{unified}/{name}") for name in names))
     return _memory.cgroup(0, None, None, None)
+
+
+def container() -> str:
+    """The kind of container that this node is (its kernel is another machine's), or an empty string."""
+    kind = (read_text(f"{RUN}/systemd/container") or "").strip()
+    return kind or ("podman" if os.path.exists(f"{RUN}/.containerenv") else "")
 
 
 def processes() -> tuple[list[_memory.Process], int]:

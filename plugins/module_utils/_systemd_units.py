@@ -342,8 +342,7 @@ def plan_prune(
     allowed: t.Collection[str],
     look: t.Callable[[t.Sequence[str]], t.Mapping[str, UnitState]],
 ) -> Plan:
-    """The whole plan. `look` asks systemd; it is called once, and again only for units that changes "
-    "drag along."""
+    """The whole plan. `look` asks systemd; it is called once, and again only for units that changes drag along."""
     check_protected(option, listed, allowed)
     before = [name for name, entry in entries.items() if entry.because in listed and name not in listed]
     asked = [name for name in (*listed, *before) if not is_template(name)]
@@ -453,10 +452,61 @@ def decide_user(name: str, files: t.Mapping[str, str], in_etc: bool, entry: Entr
         return alone("has its file or a link in /etc/systemd/user, so it cannot be masked")
     return Step(
         name,
-        f"user unit {name} is masked for all users from their next login on (was {state}).",
+        f"user unit {name} is masked for all users (was {state}).",
         mask=True,
         ours=True,
     )
+
+
+@dataclass(frozen=True)
+class UserManager:
+    """A user's own manager that runs now: somebody is logged in, or lingers."""
+
+    uid: int
+    gid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"user {self.name} ({self.uid})" if self.name else f"user {self.uid}"
+
+
+def decide_running(manager: UserManager, state: UnitState, entry: Entry | None) -> Step:
+    """What pruning means for a running instance of a unit that is masked for all users, in one user's manager."""
+    label = f"{state.id} of {manager}"
+    if not state.running:
+        return Step(state.id, f"{label} does not run.", ours=entry is not None)
+    if state.fragment and not state.fragment.startswith(("/usr/lib/", "/lib/", "/etc/", "/usr/local/", "/run/")):
+        return Step(state.id, f"{label} is that user's own ({state.fragment}); left alone.")
+    return Step(state.id, f"{label} is stopped (was {state.summary}).", stop=True, ours=True)
+
+
+def plan_running(
+    manager: UserManager,
+    masked: t.Sequence[str],
+    entries: t.Mapping[str, Entry],
+    look: t.Callable[[t.Sequence[str]], t.Mapping[str, UnitState]],
+) -> tuple[list[Step], dict[str, UnitState]]:
+    """What stops in one user's manager: the running units of `masked`, and the running ones that need them."""
+    if not masked:
+        return [], {}
+    states = dict(look(masked))
+    steps = [decide_running(manager, states[name], entries.get(name)) for name in masked]
+    stopped = {step.name for step in steps if step.stop}
+    wanted = {
+        name: state.id
+        for state in list(states.values())
+        if state.id in stopped
+        for name in state.dependents
+        if name not in states and name.endswith(KINDS)
+    }
+    if wanted:
+        more = look(list(wanted))
+        for name, cause in wanted.items():
+            if more[name].running:
+                states[name] = more[name]
+                sentence = f"{name} of {manager} stops, because it needs {cause} (was {more[name].summary})."
+                steps.append(Step(name, sentence, stop=True, ours=True))
+    return [step for step in steps if step.stop or "left alone" in step.sentence], states
 
 
 def undo_user(name: str, files: t.Mapping[str, str]) -> Undo:

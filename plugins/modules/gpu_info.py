@@ -14,7 +14,7 @@ author: The sparkrig engineers (@sparkrig)
 description:
   - Runs C(nvidia-smi -q -x) and reads it, whatever its exit code. A node without a GPU is an answer, not an error.
   - With O(load_s) it puts a short load on each GPU and reads the clocks meanwhile, because the clock of an idle
-    GPU proves nothing. That needs the driver's C(libcuda.so.1) and nothing else, and about 300 MB for as long.
+    GPU proves nothing. That needs the driver's C(libcuda.so.1) and nothing else, and about 500 MB for as long.
   - There is no load while another process computes on the GPU.
 extends_documentation_fragment:
   - sparkrig.serving._attributes

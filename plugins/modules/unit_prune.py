@@ -45,8 +45,8 @@ options:
     default: []
   user_units:
     description:
-      - Units of the users' own managers, masked for all users. An instance that runs already goes with its
-        user's session; it is not stopped.
+      - Units of the users' own managers, masked for all users. Instances that run already, in the manager of a user
+        who is logged in or lingers, are stopped, and started again by V(restored) if that manager still runs.
     type: list
     elements: str
     default: []
@@ -63,6 +63,10 @@ options:
         under them.)
     type: bool
     default: false
+  probe_s:
+    description: Seconds over which swap and faults are counted, before and after a change, for RV(evidence).
+    type: float
+    default: 0
   journal:
     description: The file that records what was changed. It is written before the change.
     type: path
@@ -108,6 +112,12 @@ left_alone:
   type: dict
   sample:
     apport.service: apport.service is not installed on this node; left alone.
+evidence:
+  description:
+    - What pruning gave back (memory by unit, swap, faults), as RV(sparkrig.serving.node_memory_info#module:evidence);
+      null when nothing was pruned now.
+  returned: always
+  type: dict
 restored:
   description: The units that were brought back.
   returned: always
@@ -117,18 +127,23 @@ restored:
 """
 
 import os
+import pwd
 import time
 import typing as t
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils import _journal
+from ansible_collections.sparkrig.serving.plugins.module_utils import _journal, _memory, _memory_probe
 from ansible_collections.sparkrig.serving.plugins.module_utils._systemd_units import (
     PROPERTIES,
+    RUNNING,
     Entry,
     Step,
     Undo,
     UnitState,
+    UserManager,
     check_names,
     check_protected,
     decide_user,
@@ -139,6 +154,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._systemd_units im
     parse_show,
     parse_user_files,
     plan_prune,
+    plan_running,
     undo,
     undo_user,
 )
@@ -146,6 +162,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._systemd_units im
 KIND = "unit_prune"
 SETTLE_S = 3.0
 LOGIND_SESSIONS = "/run/systemd/sessions"
+RUN_USER = "/run/user"
 
 
 class Systemd:
@@ -180,11 +197,45 @@ class Systemd:
         out = self.must("show the units' states", "show", "--property=" + ",".join(PROPERTIES), "--", *names)
         return parse_show(names, out)
 
-    def settled(self, names: t.Sequence[str]) -> dict[str, UnitState]:
+    def managers(self) -> list[UserManager]:
+        """The users' own managers that run now."""
+        if not os.path.isdir(RUN_USER):
+            return []
+        found = []
+        for entry in sorted(os.listdir(RUN_USER)):
+            if entry.isdigit() and os.path.exists(f"{RUN_USER}/{entry}/systemd/private"):
+                uid = int(entry)
+                try:
+                    name = pwd.getpwuid(uid).pw_name
+                except KeyError:
+                    name = ""
+                found.append(UserManager(uid, os.stat(f"{RUN_USER}/{entry}").st_gid, name))
+        return found
+
+    def run_user(self, manager: UserManager, *arguments: str) -> tuple[int, str, str]:
+        """systemctl in a user's own manager, which answers to that user only, not even to root."""
+        setpriv = self.module.get_bin_path("setpriv", required=True)
+        user = [f"--reuid={manager.uid}", f"--regid={manager.gid}", "--clear-groups"]
+        rc, out, err = self.module.run_command(
+            [setpriv, *user, self.systemctl, "--user", *arguments],
+            environ_update={"XDG_RUNTIME_DIR": f"{RUN_USER}/{manager.uid}"},
+        )
+        return rc, out, err
+
+    def show_user(self, manager: UserManager, names: t.Sequence[str]) -> dict[str, UnitState]:
+        """The states in a user's manager; everything is inactive in one that ends just now."""
+        rc, out, _err = self.run_user(manager, "show", "--property=" + ",".join(PROPERTIES), "--", *names)
+        if rc != 0:
+            return {name: UnitState(name, name, (name,), "not-found", "", "inactive", "", (), ()) for name in names}
+        return parse_show(names, out)
+
+    def settled(
+        self, names: t.Sequence[str], show: t.Callable[[t.Sequence[str]], dict[str, UnitState]]
+    ) -> dict[str, UnitState]:
         """The states once everything has stopped, or after a few seconds: a slow unit may go on stopping."""
         deadline = time.monotonic() + SETTLE_S
         while True:
-            states = self.show(names)
+            states = show(names)
             moving = [name for name in names if states[name].running or states[name].active == "deactivating"]
             if not moving or time.monotonic() >= deadline:
                 return states
@@ -227,35 +278,45 @@ def prune(module: AnsibleModule, systemd: Systemd, journal: str) -> dict[str, t.
         decide_user(name, files, os.path.lexists(f"/etc/systemd/user/{name}"), user_entries.get(name))
         for name in user_units
     ]
+    running = plan_managers(systemd, [step.name for step in user_steps if step.ours], content)
     steps = plan.changed
     user_masks = [step.name for step in user_steps if step.mask]
-    changed = bool(steps or user_masks)
+    changed = bool(steps or user_masks or any(manager.stops for manager in running))
     if changed and not module.params["consent"]:
         desktops = systemd.desktops()
         if desktops:
             raise ValueError(
-                f"{' and '.join(desktops)} would lose the desktop: {len(steps) + len(user_masks)} units "
-                "are to be pruned "
-                f"while a graphical session runs. Log out there, or give consent (role variable "
+                f"{' and '.join(desktops)} would lose the desktop: {len(steps) + len(user_masks)} units are to be "
+                "pruned while a graphical session runs. Log out there, or give consent (role variable "
                 "os_prune_consent: true)."
             )
 
+    evidence = None
     after = {step.name: "masked, inactive" if step.mask else "stopped" for step in steps}
     if changed and not module.check_mode:
+        seen, probe = measure(module.params["probe_s"])
         for step in steps:
             state = plan.states[step.name]
             entries[step.name] = merge(entries.get(step.name), step, state, plan.because.get(step.name, ""))
         for step in user_steps:
             if step.mask:
                 user_entries[step.name] = user_entries.get(step.name) or Entry(files[step.name], "", step.did, "")
-        _journal.store(journal, KIND, {"units": entries_to(entries), "user_units": entries_to(user_entries)})
+        for one in running:
+            for step in one.stops:
+                one.entries[step.name] = merge(one.entries.get(step.name), step, one.states[step.name], "")
+        known = {str(one.manager.uid): entries_to(one.entries) for one in running if one.entries}
+        store(journal, entries, user_entries, {**content.get("running", {}), **known})
         apply_prune(module, systemd, steps, user_masks)
+        apply_running(module, systemd, running, bool(user_masks))
+        seen_after, probe_after = measure(module.params["probe_s"])
+        evidence = _memory.evidence(seen, seen_after, probe, probe_after)
 
     every: list[Step] = [*plan.steps, *user_steps]
+    instances = [step for one in running for step in one.steps]
     forgotten = [name for name in (*entries, *user_entries) if name not in {step.name for step in every}]
     return {
         "changed": changed,
-        "actions": [step.sentence for step in every]
+        "actions": [step.sentence for step in (*every, *instances)]
         + [
             f"{name} is not listed any more but still pruned by an earlier run; state=restored brings it back."
             for name in forgotten
@@ -263,12 +324,84 @@ def prune(module: AnsibleModule, systemd: Systemd, journal: str) -> dict[str, t.
         "pruned": sorted({step.name for step in every if step.ours} | set(forgotten)),
         "left_alone": {step.name: step.sentence for step in every if not step.ours},
         "restored": [],
+        "evidence": evidence,
         "diff": {
             "before": lines((step.name, plan.states[step.name].summary) for step in steps)
-            + lines((f"user unit {name}", files[name]) for name in user_masks),
-            "after": lines(after.items()) + lines((f"user unit {name}", "masked") for name in user_masks),
+            + lines((f"user unit {name}", files[name]) for name in user_masks)
+            + lines((f"{step.name} of {one.manager}", "running") for one in running for step in one.stops),
+            "after": lines(after.items())
+            + lines((f"user unit {name}", "masked") for name in user_masks)
+            + lines((f"{step.name} of {one.manager}", "stopped") for one in running for step in one.stops),
         },
     }
+
+
+def measure(seconds: float) -> tuple[dict[str, t.Any], dict[str, t.Any] | None]:
+    """The node's memory now, and what swap and faults do over some seconds."""
+    if not seconds:
+        return _memory.to_dict(_memory_probe.look()[0]), None
+    seen, probe, _unreadable = _memory_probe.watch(seconds)
+    return _memory.to_dict(seen), asdict(probe)
+
+
+def store(
+    journal: str,
+    entries: t.Mapping[str, Entry],
+    user_entries: t.Mapping[str, Entry],
+    running: t.Mapping[str, t.Any],
+) -> None:
+    content = {"units": entries_to(entries), "user_units": entries_to(user_entries), "running": dict(running)}
+    _journal.store(journal, KIND, content)
+
+
+@dataclass
+class Instances:
+    """The running instances of pruned user units in one user's manager."""
+
+    manager: UserManager
+    steps: list[Step]
+    states: dict[str, UnitState]
+    entries: dict[str, Entry]
+
+    @property
+    def stops(self) -> list[Step]:
+        return [step for step in self.steps if step.stop]
+
+
+def plan_managers(systemd: Systemd, masked: t.Sequence[str], content: t.Mapping[str, t.Any]) -> list[Instances]:
+    """What stops in the managers of the users who are there."""
+    found = []
+    for manager in systemd.managers() if masked else []:
+        entries = entries_from(content.get("running", {}), str(manager.uid))
+        show = partial(systemd.show_user, manager)
+        steps, states = plan_running(manager, masked, entries, show)
+        found.append(Instances(manager, steps, states, entries))
+    return found
+
+
+def apply_running(module: AnsibleModule, systemd: Systemd, running: t.Sequence[Instances], reload: bool) -> None:
+    """Stop what runs in each user's manager, and let it see the masks."""
+    for one in running:
+        names = [step.name for step in one.stops]
+        if names:
+            systemd.run_user(one.manager, "stop", "--no-block", "--", *names)
+        if reload or names:
+            systemd.run_user(one.manager, "daemon-reload")
+        if not names:
+            continue
+        show = partial(systemd.show_user, one.manager)
+        states = systemd.settled(names, show)
+        woken = [name for name in names if states[name].running]
+        if woken:
+            systemd.run_user(one.manager, "stop", "--", *woken)
+            states = show(names)
+        bad = [name for name in names if states[name].running]
+        if bad:
+            module.fail_json(
+                msg=f"{', '.join(bad)} of {one.manager} still run{'s' if len(bad) == 1 else ''} after stop. See "
+                f"`systemctl --user status {bad[0]}` as that user; the journal has what is done, so run this again, "
+                "or state=restored to go back."
+            )
 
 
 def apply_prune(module: AnsibleModule, systemd: Systemd, steps: t.Sequence[Step], user_masks: t.Sequence[str]) -> None:
@@ -288,7 +421,7 @@ def apply_prune(module: AnsibleModule, systemd: Systemd, steps: t.Sequence[Step]
     names = [step.name for step in steps]
     if not names:
         return
-    states = systemd.settled(names)
+    states = systemd.settled(names, systemd.show)
     woken = [name for name in names if states[name].running]
     if woken:
         # Something asked for them between stop and mask.
@@ -317,6 +450,7 @@ def restore(module: AnsibleModule, systemd: Systemd, journal: str) -> dict[str, 
             "pruned": [],
             "left_alone": {},
             "restored": [],
+            "evidence": None,
             "diff": {"before": "", "after": ""},
         }
     entries = entries_from(content, "units")
@@ -325,6 +459,7 @@ def restore(module: AnsibleModule, systemd: Systemd, journal: str) -> dict[str, 
     files = systemd.user_files(list(user_entries))
     undos = [undo(name, entry, states[name]) for name, entry in entries.items()]
     user_undos = [undo_user(name, files) for name in user_entries]
+    running = plan_restart(systemd, content.get("running", {}))
     before = lines((name, states[name].summary) for name in entries)
     after = lines((name, f"{entry.file}, {entry.active}") for name, entry in entries.items())
     if not module.check_mode:
@@ -333,9 +468,11 @@ def restore(module: AnsibleModule, systemd: Systemd, journal: str) -> dict[str, 
             # Still on the way down from pruning; a socket refuses to start before its service is down.
             systemd.run("stop", "--", *slow)
         left = apply_restore(systemd, undos, user_undos, entries)
+        missing = apply_restart(systemd, running)
+        for sentence in missing:
+            module.warn(sentence)
         if left:
-            kept = {name: entries[name] for name in left}
-            _journal.store(journal, KIND, {"units": entries_to(kept), "user_units": {}})
+            store(journal, {name: entries[name] for name in left}, {}, {})
             module.fail_json(
                 msg=f"{', '.join(left)} ran before pruning and did not start again; all other units are "
                 "back. See "
@@ -346,10 +483,11 @@ def restore(module: AnsibleModule, systemd: Systemd, journal: str) -> dict[str, 
     return {
         # The journal goes too, so a journal alone is a change.
         "changed": True,
-        "actions": [step.sentence for step in every],
+        "actions": [step.sentence for step in every] + [one.sentence for one in running],
         "pruned": [],
         "left_alone": {step.name: step.sentence for step in every if not step.changes},
         "restored": sorted(step.name for step in every if step.changes),
+        "evidence": None,
         "diff": {"before": before, "after": after},
     }
 
@@ -384,6 +522,49 @@ def apply_restore(
     return [name for name in start if not states[name].running]
 
 
+@dataclass(frozen=True)
+class Restart:
+    """What starts again in one user's manager; no manager where that user is not there."""
+
+    manager: UserManager | None
+    names: tuple[str, ...]
+    sentence: str
+
+
+def plan_restart(systemd: Systemd, running: t.Mapping[str, t.Any]) -> list[Restart]:
+    """How the instances that ran in the users' managers come back."""
+    managers = {str(manager.uid): manager for manager in systemd.managers()} if running else {}
+    found = []
+    for uid in sorted(running):
+        names = tuple(name for name, entry in entries_from(running, uid).items() if entry.active in RUNNING)
+        manager = managers.get(uid)
+        what = ", ".join(names)
+        if manager is None:
+            sentence = f"{what} of user {uid}: that user has no manager now; they start with the next login."
+        else:
+            sentence = f"{what} of {manager}: started again."
+        found.append(Restart(manager, names, sentence))
+    return found
+
+
+def apply_restart(systemd: Systemd, running: t.Sequence[Restart]) -> list[str]:
+    """Start them; the result is a sentence for each user for whom something did not start."""
+    sentences = []
+    for one in running:
+        if one.manager is None or not one.names:
+            continue
+        systemd.run_user(one.manager, "daemon-reload")
+        systemd.run_user(one.manager, "start", "--", *one.names)
+        states = systemd.show_user(one.manager, one.names)
+        down = [name for name in one.names if not states[name].running]
+        if down:
+            sentences.append(
+                f"{', '.join(down)} of {one.manager} did not start again; they are unmasked, and start with the next "
+                "login."
+            )
+    return sentences
+
+
 def lines(rows: t.Iterable[tuple[str, str]]) -> str:
     return "".join(f"{name}: {text}\n" for name, text in sorted(rows))
 
@@ -396,6 +577,7 @@ def main() -> None:
             "user_units": {"type": "list", "elements": "str", "default": []},
             "allow_protected": {"type": "list", "elements": "str", "default": []},
             "consent": {"type": "bool", "default": False},
+            "probe_s": {"type": "float", "default": 0},
             "journal": {"type": "path", "default": "/var/lib/sparkrig/journal/os_prune.json"},
         },
         supports_check_mode=True,

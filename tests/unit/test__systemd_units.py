@@ -36,7 +36,9 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._systemd_units im
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests/fixtures/systemd"
-SEED: list[str] = yaml.safe_load((ROOT / "roles/os_prune/defaults/main.yml").read_text())["os_prune_units"]
+TABLE: list[dict[str, t.Any]] = yaml.safe_load((ROOT / "roles/os_prune/vars/main.yml").read_text())["__os_prune_table"]
+# In the order of the recording, which has one block a unit.
+SEED: list[str] = re.findall(r"^Id=(.+)$", (RECORDED / "show_found.txt").read_text(), re.MULTILINE)
 
 
 def unit(name: str, **changes: t.Any) -> UnitState:
@@ -318,6 +320,11 @@ def test_a_steady_node_needs_one_question_and_no_change() -> None:
     assert all(step.ours for step in plan.steps)
 
 
+def test_the_recording_is_of_the_default_tier() -> None:
+    tier = [row["unit"] for row in TABLE if row["tier"] in ("minimal", "headless") and "user" not in row]
+    assert sorted(tier) == sorted(SEED)
+
+
 def test_recorded_nodes_are_planned_and_steady() -> None:
     def found(names: t.Sequence[str]) -> dict[str, UnitState]:
         return parse_show(names, (RECORDED / "show_found.txt").read_text())
@@ -381,7 +388,7 @@ def test_user_units() -> None:
     files = parse_user_files((RECORDED / "user_files.txt").read_text())
     assert files["pipewire.service"] == "enabled"
     assert decide_user("pipewire.service", files, False, None).sentence == (
-        "user unit pipewire.service is masked for all users from their next login on (was enabled)."
+        "user unit pipewire.service is masked for all users (was enabled)."
     )
     assert not decide_user("pipewire.service", files, True, None).changes
     assert not decide_user("nosuch.service", files, False, None).changes

@@ -13,6 +13,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.sparkrig.serving.plugins.module_utils import _memory_probe
 from ansible_collections.sparkrig.serving.plugins.modules import unit_prune
 
 
@@ -26,6 +27,7 @@ class FakeSystemd:
         self.sessions = ""
         self.stubborn: set[str] = set()
         self.slow: set[str] = set()
+        self.instances: dict[str, FakeSystemd] = {}
 
     def add(self, name: str, file: str = "enabled", active: str = "active", **more: str) -> None:
         self.units[name] = {
@@ -54,10 +56,17 @@ class FakeSystemd:
         self.commands.append(argv)
         if argv[0] == "/bin/loginctl":
             return (0, "2 1000 anna seat0\n", "") if argv[1] == "list-sessions" else (0, self.sessions, "")
-        names = argv[argv.index("--") + 1 :]
-        verb = next(word for word in argv[1:] if not word.startswith("-"))
+        if argv[0] == "/bin/setpriv":
+            assert _more == {"environ_update": {"XDG_RUNTIME_DIR": f"{unit_prune.RUN_USER}/{argv[1].split('=')[1]}"}}
+            return self.instances[argv[1]].run(argv[argv.index("--user") + 1 :])
         if "--global" in argv:
-            return self.run_global(verb, names)
+            verb = next(word for word in argv[1:] if not word.startswith("-"))
+            return self.run_global(verb, argv[argv.index("--") + 1 :])
+        return self.run(argv[1:])
+
+    def run(self, words: list[str]) -> tuple[int, str, str]:
+        verb = next(word for word in words if not word.startswith("-"))
+        names = words[words.index("--") + 1 :] if "--" in words else []
         if verb == "show":
             missing = {"LoadState": "not-found", "UnitFileState": "", "ActiveState": "inactive"}
             blocks = []
@@ -76,6 +85,9 @@ class FakeSystemd:
         for name in names:
             self.user[name] = "masked" if verb == "mask" else "enabled"
         return 0, "", ""
+
+    def do_daemon_reload(self, name: str, unit: dict[str, str]) -> None:
+        raise AssertionError("daemon-reload takes no unit")
 
     def do_stop(self, name: str, unit: dict[str, str]) -> None:
         if name not in self.stubborn and unit["ActiveState"] != "inactive":
@@ -101,7 +113,7 @@ class FakeSystemd:
 
 
 @pytest.fixture
-def systemd(monkeypatch: pytest.MonkeyPatch) -> FakeSystemd:
+def systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSystemd:
     fake = FakeSystemd()
     monkeypatch.setattr(
         AnsibleModule, "run_command", lambda module, argv, **more: fake.run_command(module, argv, **more)
@@ -109,6 +121,9 @@ def systemd(monkeypatch: pytest.MonkeyPatch) -> FakeSystemd:
     monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _module, name, **_more: f"/bin/{name}")
     monkeypatch.setattr(unit_prune, "SETTLE_S", 0.0)
     monkeypatch.setattr(unit_prune, "LOGIND_SESSIONS", "/proc")
+    monkeypatch.setattr(unit_prune, "RUN_USER", str(tmp_path / "run-user"))
+    # What the processes of this machine hold is no part of these tests.
+    monkeypatch.setattr(_memory_probe, "processes", lambda: ([], 0))
     fake.add("cups.service", TriggeredBy="cups.socket", ConsistsOf="cups.socket")
     fake.add("cups.socket")
     fake.add("colord.service", file="static", active="inactive")
@@ -190,7 +205,7 @@ def test_check_mode_predicts_and_touches_nothing(systemd: FakeSystemd, run: Run)
     assert not run.journal.exists()
     assert not {"stop", "mask", "disable"} & set(systemd.verbs())
     done = run(units=UNITS, user_units=["pipewire.service"])
-    ignored = {"invocation"}
+    ignored = {"invocation", "evidence"}
     assert {key: predicted[key] for key in predicted if key not in ignored} == {
         key: done[key] for key in done if key not in ignored
     }
@@ -360,3 +375,92 @@ def test_systemd_that_refuses_is_quoted(systemd: FakeSystemd, run: Run, monkeypa
         "systemd refused to mask units: Access denied (rc 1). What is done already is in the journal; run this again, "
         "or state=restored to go back."
     )
+
+
+@pytest.fixture
+def anna(systemd: FakeSystemd) -> FakeSystemd:
+    """A user who is logged in, with sound running in her own manager."""
+    private = Path(unit_prune.RUN_USER) / "61234" / "systemd" / "private"
+    private.parent.mkdir(parents=True)
+    private.touch()
+    manager = systemd.instances["--reuid=61234"] = FakeSystemd()
+    manager.add("pipewire.socket", FragmentPath="/usr/lib/systemd/user/pipewire.socket")
+    manager.add(
+        "pipewire.service", FragmentPath="/usr/lib/systemd/user/pipewire.service", BoundBy="wireplumber.service"
+    )
+    manager.add("wireplumber.service", FragmentPath="/usr/lib/systemd/user/wireplumber.service")
+    for name in ("pipewire.socket", "wireplumber.service"):
+        systemd.user[name] = "enabled"
+    return manager
+
+
+USER_UNITS = ["pipewire.service", "pipewire.socket"]
+USER = "user 61234"
+
+
+def test_running_instances_of_every_user_stop_too(systemd: FakeSystemd, run: Run, anna: FakeSystemd) -> None:
+    predicted = run(check=True, user_units=USER_UNITS)
+    assert anna.state("pipewire.service") == ("enabled", "active")
+    systemd.commands.clear()
+    done = run(user_units=USER_UNITS)
+    assert predicted["actions"] == done["actions"]
+    assert predicted["diff"] == done["diff"]
+    assert done["actions"][-3:] == [
+        f"pipewire.service of {USER} is stopped (was enabled, active).",
+        f"pipewire.socket of {USER} is stopped (was enabled, active).",
+        f"wireplumber.service of {USER} stops, because it needs pipewire.service (was enabled, active).",
+    ]
+    gid = Path(unit_prune.RUN_USER, "61234").stat().st_gid
+    setpriv = ["/bin/setpriv", "--reuid=61234", f"--regid={gid}", "--clear-groups", "/bin/systemctl", "--user"]
+    told = [command[6:] for command in systemd.commands if command[:6] == setpriv]
+    everything = ["pipewire.service", "pipewire.socket", "wireplumber.service"]
+    assert [command[0] for command in told] == ["show", "show", "stop", "daemon-reload", "show"]
+    assert told[2] == ["stop", "--no-block", "--", *everything]
+    assert {anna.state(name)[1] for name in everything} == {"inactive"}
+    systemd.commands.clear()
+    assert run(user_units=USER_UNITS)["changed"] is False
+    assert systemd.verbs()[:1] == ["list-unit-files"]
+    assert len(systemd.commands) == 2
+
+
+def test_instances_come_back_with_their_user(systemd: FakeSystemd, run: Run, anna: FakeSystemd) -> None:
+    run(user_units=USER_UNITS)
+    done = run(state="restored")
+    assert done["actions"][-1] == (f"pipewire.service, pipewire.socket, wireplumber.service of {USER}: started again.")
+    assert {unit["ActiveState"] for unit in anna.units.values()} == {"active"}
+    assert systemd.user == {
+        "pipewire.service": "enabled",
+        "pipewire.socket": "enabled",
+        "wireplumber.service": "enabled",
+    }
+    assert run(state="restored")["changed"] is False
+
+
+def test_a_user_who_left_gets_the_units_with_the_next_login(systemd: FakeSystemd, run: Run, anna: FakeSystemd) -> None:
+    run(user_units=["pipewire.socket"])
+    Path(unit_prune.RUN_USER, "61234", "systemd", "private").unlink()
+    assert run(state="restored")["actions"][-1] == (
+        "pipewire.socket of user 61234: that user has no manager now; they start with the next login."
+    )
+
+
+def test_a_unit_of_the_users_own_is_left_alone(systemd: FakeSystemd, run: Run, anna: FakeSystemd) -> None:
+    anna.units["pipewire.socket"]["FragmentPath"] = "/home/anna/.config/systemd/user/pipewire.socket"
+    done = run(user_units=["pipewire.socket"])
+    assert done["actions"][-1] == (
+        f"pipewire.socket of {USER} is that user's own (/home/anna/.config/systemd/user/pipewire.socket); left alone."
+    )
+    assert anna.state("pipewire.socket")[1] == "active"
+
+
+def test_an_instance_that_will_not_stop_is_an_error(systemd: FakeSystemd, run: Run, anna: FakeSystemd) -> None:
+    anna.stubborn.add("pipewire.socket")
+    assert run(user_units=["pipewire.socket"])["msg"].startswith(
+        f"pipewire.socket of {USER} still runs after stop. See `systemctl --user status pipewire.socket`"
+    )
+
+
+def test_evidence_only_when_something_was_pruned(systemd: FakeSystemd, run: Run) -> None:
+    assert run(check=True, units=["cups.service"])["evidence"] is None
+    assert "Units that ended held 0.0 MiB (PSS and swap) together." in run(units=["cups.service"])["evidence"]["lines"]
+    assert run(units=["cups.service"])["evidence"] is None

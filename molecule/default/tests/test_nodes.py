@@ -13,7 +13,9 @@ import yaml
 from lab.hosts import NODES, Host, environment
 
 PROJECT = Path(__file__).parents[3]
-PRUNED = yaml.safe_load((PROJECT / "roles/os_prune/defaults/main.yml").read_text(encoding="utf-8"))["os_prune_units"]
+TABLE = yaml.safe_load((PROJECT / "roles/os_prune/vars/main.yml").read_text(encoding="utf-8"))["__os_prune_table"]
+# The system units of the default tier, headless.
+PRUNED = [row["unit"] for row in TABLE if row["tier"] in ("minimal", "headless") and "user" not in row]
 INVENTORY = yaml.safe_load((PROJECT / "inventory/lab/hosts.yml").read_text(encoding="utf-8"))["sparks"]["hosts"]
 RAILS = list(next(iter(INVENTORY.values()))["fabric_addresses"])
 # They belong to the desktop that the image has installed; none of them may be missing from it.
