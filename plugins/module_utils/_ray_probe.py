@@ -13,9 +13,12 @@ import typing as t
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray import (
     NODE_TABLE_SCRIPT,
+    TOKEN_FILE,
+    TOKEN_VARIABLE,
     ClusterState,
-    compare_nodes,
+    compare_table,
     parse_node_table,
+    token_in,
 )
 
 if t.TYPE_CHECKING:
@@ -35,11 +38,22 @@ RAY_OPTION: Mapping[str, t.Any] = {
 }
 
 
+def ray_identity(token_file: str = TOKEN_FILE) -> dict[str, str]:
+    """The variables with which this node shows the cluster that it belongs to it."""
+    try:
+        with open(token_file, encoding="utf-8") as stream:
+            token = token_in(stream.read())
+    except FileNotFoundError:
+        token = None
+    return {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", TOKEN_VARIABLE: token}
+
+
 def probe_ray(
     run_command: Callable[..., tuple[int, str, str]],
     python: str,
     address: str,
     expected: Mapping[str, str],
+    token_file: str = TOKEN_FILE,
 ) -> tuple[ClusterState | None, str]:
     """(state, "") or (None, why there is none). *run_command* is that of an AnsibleModule."""
     host, _colon, port = address.rpartition(":")
@@ -48,7 +62,7 @@ def probe_ray(
         socket.create_connection((host, int(port)), timeout=3).close()
     except OSError as error:
         return None, f"Ray's GCS at {address} does not answer: {error.strerror or error}"
-    environment = {**_NO_PROXY, "RAY_AUTH_MODE": "disabled"}
+    environment = {**_NO_PROXY, **ray_identity(token_file)}
     try:
         code, out, err = run_command([python, "-c", NODE_TABLE_SCRIPT, address], environ_update=environment)
     except OSError as error:
@@ -57,6 +71,6 @@ def probe_ray(
         last = (err.strip().splitlines() or ["no word"])[-1]
         return None, f"Ray's table of nodes at {address} cannot be read: {last}"
     try:
-        return compare_nodes(parse_node_table(out), expected), ""
+        return compare_table(parse_node_table(out), expected), ""
     except ValueError as error:
         return None, str(error)
