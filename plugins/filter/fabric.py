@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Filter: what is wrong with the rails of all nodes together."""
+"""Filters: the rails that the inventory plans, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ version_added: 1.0.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Checks the rails of all nodes against each other, on the controller, before any node is touched.
+  - The rails are either all at one switch, or cables between two nodes each; the subnets tell.
 options:
   _input:
     description: Node to its C(fabric_addresses), a dict of interface to address with prefix.
@@ -41,7 +42,8 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._fabric import fabric_problems
+from ansible_collections.sparkrig.serving.plugins.module_utils import _discover
+from ansible_collections.sparkrig.serving.plugins.module_utils._fabric import derive_addresses, fabric_problems
 
 
 def problems(nodes: t.Any) -> list[str]:
@@ -53,8 +55,47 @@ def problems(nodes: t.Any) -> list[str]:
     return fabric_problems(nodes)
 
 
+def plan(nodes: t.Any, hostvars: t.Any) -> dict[str, dict[str, str]]:
+    """The filter itself."""
+    planned = {}
+    for node in nodes:
+        values = hostvars[node]
+        addresses = values.get("fabric_addresses") or {}
+        subnets = values.get("fabric_subnets") or []
+        if not addresses and subnets:
+            # Where the node finds its rails by itself, nobody knows their names here; the addresses count.
+            names = values.get("fabric_interfaces") or [f"rail{number}" for number, _subnet in enumerate(subnets, 1)]
+            index = values.get("fabric_index") or list(values["groups"]["all"]).index(node) + 1
+            try:
+                addresses = derive_addresses(list(names), list(subnets), int(index))
+            except ValueError as error:
+                raise AnsibleFilterError(f"{node}: {error}") from error
+        planned[node] = addresses
+    return planned
+
+
+def wiring(reports: t.Any, known: t.Any, first_subnet: str = _discover.FIRST_SUBNET) -> dict[str, t.Any]:
+    """The filter itself."""
+    found = _discover.segments(reports)
+    try:
+        addresses = _discover.plan(found, list(reports), known, first_subnet)
+    except (ValueError, IndexError) as error:
+        raise AnsibleFilterError(f"fabric_wiring cannot give addresses from {first_subnet!r}: {error}") from error
+    changes = [
+        f"The inventory has {dict(known[node])} for {node}; the cables say {rails}."
+        for node, rails in addresses.items()
+        if known.get(node) and dict(known[node]) != rails
+    ]
+    return {
+        "topology": _discover.topology(found, list(reports)),
+        "addresses": addresses,
+        "inventory": _discover.inventory_text(addresses),
+        "sentences": _discover.sentences(reports, found) + changes,
+    }
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"fabric_problems": problems}
+        return {"fabric_plan": plan, "fabric_problems": problems, "fabric_wiring": wiring}

@@ -3,6 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The rails of a node: what is asked for, what is wrong with it, and the files that say so. No I/O.
 
+The file is also put on the nodes as it is, for the program that undoes an unconfirmed change, so it imports nothing of
+Ansible.
+
 Private to this collection: import it from nowhere else.
 """
 
@@ -14,13 +17,18 @@ import re
 import typing as t
 from dataclasses import dataclass
 
+from ._roce_rules import roce_problems, text_problems
+
 HEADER = "# Managed by sparkrig.serving. Changes are overwritten.\n"
 MTU_MIN = 1280
 MTU_MAX = 9600
 # An IPv4 header and an ICMP header: what a ping adds to its payload.
 PING_OVERHEAD_BYTES = 28
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+# Where NCCL writes what it chose, one small file for each rank; verify reads it.
+NCCL_LOG_FOLDER = "/run/sparkrig/nccl"
+# DSCP 26 in the upper six bits, and ECN-capable in the lower two.
+LOSSLESS_TRAFFIC_CLASS = 106
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,53 @@ def fabric_problems(nodes: t.Mapping[str, t.Any]) -> list[str]:
                 owners[rail.address] = (host, rail)
     if not rails:
         return problems
+    return problems + (cable_problems(rails) if point_to_point(rails) else switch_problems(rails))
+
+
+def subnets_of(rails: t.Mapping[str, t.Sequence[Rail]]) -> dict[ipaddress.IPv4Network, list[str]]:
+    """Every subnet, and the nodes that have a rail in it."""
+    subnets: dict[ipaddress.IPv4Network, list[str]] = {}
+    for host, mine in rails.items():
+        for rail in mine:
+            subnets.setdefault(rail.network, []).append(host)
+    return subnets
+
+
+def point_to_point(rails: t.Mapping[str, t.Sequence[Rail]]) -> bool:
+    """Whether these are cables between two nodes each, as in a ring: three nodes or more, no subnet with three."""
+    members = subnets_of(rails).values()
+    return len(rails) > 2 and max(len(hosts) for hosts in members) == 2
+
+
+def cable_problems(rails: t.Mapping[str, t.Sequence[Rail]]) -> list[str]:
+    """What is wrong with rails that are cables between two nodes each."""
+    problems = []
+    subnets = subnets_of(rails)
+    for host, mine in rails.items():
+        problems += [
+            f"{rail.interface} of {host} is alone in {rail.network}; the node at the other end of its cable needs an"
+            " address in it."
+            for rail in mine
+            if len(subnets[rail.network]) == 1
+        ]
+    # Every node must be reached from the first one, over however many cables.
+    reached = {next(iter(rails))}
+    while True:
+        more = {host for hosts in subnets.values() if reached & set(hosts) for host in hosts} - reached
+        if not more:
+            break
+        reached |= more
+    problems += [
+        f"no chain of cables leads from {next(iter(rails))} to {host}; see which subnets they share."
+        for host in rails
+        if host not in reached
+    ]
+    return problems
+
+
+def switch_problems(rails: t.Mapping[str, t.Sequence[Rail]]) -> list[str]:
+    """What is wrong with rails that all meet at one switch, or at the two ends of one cable."""
+    problems = []
     most = max(len(mine) for mine in rails.values())
     model, pattern = next((host, mine) for host, mine in rails.items() if len(mine) == most)
     for host, mine in rails.items():
@@ -204,8 +259,13 @@ def interface_of(address: str, links: t.Mapping[str, Link]) -> str:
     return scope or next((link.name for link in links.values() if host in link.hosts), "")
 
 
-def plan_problems(rails: t.Sequence[Rail], links: t.Mapping[str, Link], keep: t.Mapping[str, str]) -> list[str]:
-    """What makes this plan impossible or dangerous on this node. `keep` is interface to the reason to keep off it."""
+def plan_problems(
+    rails: t.Sequence[Rail], links: t.Mapping[str, Link], keep: t.Mapping[str, str], client: str = ""
+) -> list[str]:
+    """What makes this plan impossible or dangerous on this node.
+
+    *keep* is interface to the reason to keep off it, *client* the address that we ourselves come from.
+    """
     problems = []
     mine = {rail.interface for rail in rails}
     for rail in rails:
@@ -218,6 +278,11 @@ def plan_problems(rails: t.Sequence[Rail], links: t.Mapping[str, Link], keep: t.
             )
         if rail.interface in keep:
             problems.append(f"{rail.interface} {keep[rail.interface]}, so it is never touched; name another interface.")
+        if _within(client, rail.network):
+            problems.append(
+                f"{rail.interface} would get {rail.cidr}, but this run comes from {client}, which is in that subnet:"
+                " its answers would leave by the rail, and the node would be cut off; give the rail another subnet."
+            )
         for link in links.values():
             if link.name in mine:
                 continue
@@ -229,6 +294,33 @@ def plan_problems(rails: t.Sequence[Rail], links: t.Mapping[str, Link], keep: t.
                         f"give the rail a subnet of its own."
                     )
     return problems
+
+
+def _within(address: str, network: ipaddress.IPv4Network) -> bool:
+    try:
+        return ipaddress.IPv4Address(address) in network
+    except ValueError:
+        return False
+
+
+def foreign_addresses(
+    rails: t.Sequence[Rail], links: t.Mapping[str, Link], own_netplan: str
+) -> dict[str, tuple[str, ...]]:
+    """Interface to the addresses on it that are neither planned nor in our own netplan file.
+
+    Link-local ones are left out: NetworkManager and Avahi put them on links that nobody configured.
+    """
+    found = {}
+    for rail in rails:
+        link = links.get(rail.interface)
+        strange = tuple(
+            cidr
+            for cidr in (link.addresses if link else ())
+            if cidr != rail.cidr and f'"{cidr}"' not in own_netplan and not ipaddress.IPv4Interface(cidr).is_link_local
+        )
+        if strange:
+            found[rail.interface] = strange
+    return found
 
 
 def live_problems(rails: t.Sequence[Rail], links: t.Mapping[str, Link], mtu: int) -> list[str]:
@@ -275,61 +367,86 @@ def render_nm_unmanaged(rails: t.Sequence[Rail]) -> str:
     return f"{HEADER}[keyfile]\nunmanaged-devices+={names}\n"
 
 
-def defined_elsewhere(rails: t.Sequence[Rail], files: t.Mapping[str, str]) -> dict[str, str]:
-    """Interface to the netplan file of somebody else that configures it as well."""
+def configured_elsewhere(
+    rails: t.Sequence[Rail], netplan: t.Mapping[str, str], others: t.Mapping[str, str]
+) -> dict[str, str]:
+    """Interface to the file of somebody else that configures it as well: netplan's, or that of another tool."""
     found = {}
     for rail in rails:
-        key = re.compile(rf"^\s+[\"']?{re.escape(rail.interface)}[\"']?\s*:", re.MULTILINE)
-        for path, text in sorted(files.items()):
-            if key.search(text):
+        name = re.escape(rail.interface)
+        key = re.compile(rf"^\s+[\"']?{name}[\"']?\s*:", re.MULTILINE)
+        # networkd's [Match], NetworkManager's [connection], ifupdown's stanza.
+        line = re.compile(
+            rf"^\s*(?:Name\s*=\s*(?:\S+\s+)*|interface-name\s*=\s*|iface\s+){name}(?:\s|;|$)", re.MULTILINE
+        )
+        for path, text in [*sorted(netplan.items()), *sorted(others.items())]:
+            if (key if path in netplan else line).search(text):
                 found[rail.interface] = path
     return found
 
 
-def environment_problems(environment: t.Mapping[str, str]) -> list[str]:
-    """Values that would silently take RoCE away, wherever they come from."""
-    problems = []
-    for name, value in environment.items():
-        if not _VARIABLE.fullmatch(name):
-            problems.append(f"{name!r} is no name of a variable.")
-        elif "\n" in value:
-            problems.append(f"{name} has a line break in its value {value!r}.")
-    if environment.get("NCCL_IB_DISABLE", "0") != "0":
-        problems.append(
-            f"NCCL_IB_DISABLE is {environment['NCCL_IB_DISABLE']!r}, which turns RoCE off and costs "
-            "more than half of "
-            f"the speed; it must be 0."
-        )
-    if "NCCL_IB_GID_INDEX" in environment:
-        problems.append(
-            f"NCCL_IB_GID_INDEX is {environment['NCCL_IB_GID_INDEX']!r}; the right index differs by "
-            "node and by boot "
-            f"(and an empty one counts as 0), so leave it unset: the address family chooses the GID."
-        )
-    return problems
+def render_environment(
+    rails: t.Sequence[Rail],
+    rdma: t.Mapping[str, str],
+    extra: t.Mapping[str, str],
+    host: tuple[str, str] | None = None,
+    lossless: bool = False,
+    interfaces: t.Collection[str] | None = None,
+    devices: t.Collection[str] | None = None,
+) -> str:
+    """fabric.env, or ValueError for a value that takes RoCE away.
 
-
-def render_environment(rails: t.Sequence[Rail], rdma: t.Mapping[str, str], extra: t.Mapping[str, str]) -> str:
-    """fabric.env, or ValueError for a value that takes RoCE away."""
-    first = rails[0]
+    *host* is the interface and the address by which the nodes find each other, the first rail when left out.
+    """
+    interface, address = host or (rails[0].interface, rails[0].address)
+    fixed = {
+        "NCCL_IB_DISABLE": "0",
+        "NCCL_SOCKET_IFNAME": interface,
+        "GLOO_SOCKET_IFNAME": interface,
+        "VLLM_HOST_IP": address,
+        "HOST_IP": address,
+    }
     environment = {
         "NCCL_IB_DISABLE": "0",
         **rdma,
-        "NCCL_SOCKET_IFNAME": first.interface,
-        "GLOO_SOCKET_IFNAME": first.interface,
-        "VLLM_HOST_IP": first.address,
-        "HOST_IP": first.address,
+        **fixed,
+        **({"NCCL_IB_TC": str(LOSSLESS_TRAFFIC_CLASS)} if lossless else {}),
+        "NCCL_DEBUG": "INFO",
+        "NCCL_DEBUG_SUBSYS": "INIT,NET",
+        "NCCL_DEBUG_FILE": f"{NCCL_LOG_FOLDER}/%h.%p.log",
     }
-    problems = environment_problems(extra)
+    where = "fabric_environment."
+    problems = text_problems(extra, where) + roce_problems(extra, where, interfaces=interfaces, devices=devices)
     problems += [
-        f"{name} is {extra[name]!r} in fabric_environment, but the rails make it {environment[name]!r}; leave it out."
+        f"{where}{name} is {extra[name]!r}, but the rails make it {fixed[name]!r}; take it out"
         for name in extra
-        if name in environment and extra[name] != environment[name] and name not in rdma and name != "NCCL_IB_DISABLE"
+        if name in fixed and name != "NCCL_IB_DISABLE" and extra[name] != fixed[name]
     ]
     if problems:
-        raise ValueError(" ".join(problems))
+        raise ValueError(". ".join(problems) + ".")
     environment.update(extra)
     return HEADER + "".join(f"{name}={value}\n" for name, value in environment.items())
+
+
+def derive_addresses(interfaces: t.Sequence[str], subnets: t.Sequence[str], index: int) -> dict[str, str]:
+    """Rail n of the node with this index gets the address with this number in subnet n; or ValueError."""
+    if len(interfaces) > len(subnets):
+        raise ValueError(
+            f"This node has {len(interfaces)} rails ({', '.join(interfaces)}), but fabric_subnets has {len(subnets)}"
+            f" ({', '.join(subnets) or 'none'}); every rail needs a subnet of its own."
+        )
+    addresses = {}
+    for interface, text in zip(interfaces, subnets):
+        try:
+            network = ipaddress.IPv4Network(text)
+        except ValueError:
+            raise ValueError(f"fabric_subnets has {text!r}, which is no subnet like 192.168.100.0/24.") from None
+        hosts = network.num_addresses - (2 if network.prefixlen < 31 else 0)
+        if not 1 <= index <= hosts:
+            raise ValueError(f"fabric_index is {index}, but {text} has addresses for the nodes 1 to {hosts}.")
+        offset = index if network.prefixlen < 31 else index - 1
+        addresses[interface] = f"{network.network_address + offset}/{network.prefixlen}"
+    return addresses
 
 
 def answered(output: str) -> frozenset[str]:
@@ -344,17 +461,21 @@ def local_limit(output: str) -> int:
 
 
 def peer_rails(rails: t.Sequence[Rail], peers: t.Mapping[str, t.Mapping[t.Any, t.Any]]) -> list[tuple[str, Rail, Rail]]:
-    """Every peer on every rail: its name, our rail, its rail."""
+    """Every peer on every rail that it shares with us: its name, our rail, its rail."""
     pairs = []
     for host, addresses in peers.items():
         theirs = [parse_rail(interface, cidr) for interface, cidr in addresses.items()]
-        pairs += [(host, own, their) for own, their in zip(rails, theirs)]
+        pairs += [(host, own, their) for own in rails for their in theirs if own.network == their.network]
     return pairs
 
 
-def unreachable(node: str, host: str, own: Rail, their: Rail, payload: int, small_passes: bool, local: int) -> str:
-    """Why a peer did not answer, and what to do."""
+def unreachable(
+    node: str, host: str, own: Rail, their: Rail, payload: int, small_passes: bool, local: int, down: str = ""
+) -> str:
+    """Why a peer did not answer, and what to do. *down* is what is wrong with our own end, if anything is."""
     mtu = payload + PING_OVERHEAD_BYTES
+    if down:
+        return f"{node} cannot reach {host} ({their.address}): {down}. Check the cable of {own.interface} on {node}."
     what = f"{node} cannot reach {host} ({their.address}) over rail {own.interface} with {payload} bytes"
     if small_passes and local:
         return (

@@ -13,6 +13,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._roce_rules import roce_problems
 from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import OPTIONS, nearest
 
 if t.TYPE_CHECKING:
@@ -20,16 +21,6 @@ if t.TYPE_CHECKING:
 
 Value = t.Any
 
-# Variables that differ by node. They come from the node itself; a profile would give every node the same.
-PER_NODE_VARIABLES = frozenset(
-    {
-        "GLOO_SOCKET_IFNAME",
-        "HOST_IP",
-        "NCCL_IB_HCA",
-        "NCCL_SOCKET_IFNAME",
-        "VLLM_HOST_IP",
-    }
-)
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -112,7 +103,7 @@ _OWN_KEYS: Mapping[str, Key] = {
     "dcp_kv_cache_interleave_size": Key("int", minimum=1),
     "decode_context_parallel_size": Key("int", required=True, minimum=1),
     "description": Key("str", required=True),
-    "distributed_executor_backend": Key("str", required=True, choices=("ray",)),
+    "distributed_executor_backend": Key("str", required=True, choices=("mp", "ray")),
     "environment": Key("dict", required=True, values=Key("str", required=True)),
     "expect": Key("dict", required=True),
     "fit": Key("dict", required=True, keys=_FIT),
@@ -126,6 +117,7 @@ _OWN_KEYS: Mapping[str, Key] = {
     "max_num_batched_tokens": Key("int", required=True, minimum=1),
     "max_num_seqs": Key("int", required=True, minimum=1),
     "model": Key("dict", required=True, keys=_MODEL),
+    "mp": Key("dict", keys={"port": Key("int", required=True, minimum=1024, maximum=65534)}),
     "name": Key("str", required=True),
     "pipeline_parallel_size": Key("int", required=True, minimum=1),
     "port": Key("int", required=True, minimum=1, maximum=65535),
@@ -242,20 +234,8 @@ def _check_environment(environment: Mapping[str, str]) -> None:
             raise ValueError(f"environment has the variable {name!r}, which is no name of a variable")
         if "\n" in value:
             raise ValueError(f"environment.{name} is {value!r}; a value of more than one line cannot be passed on")
-        if name in PER_NODE_VARIABLES:
-            raise ValueError(
-                f"environment.{name} is {value!r}, but {name} differs by node: role fabric sets it; take it out"
-            )
-    if environment.get("NCCL_IB_DISABLE", "0") != "0":
-        raise ValueError(
-            f"environment.NCCL_IB_DISABLE is {environment['NCCL_IB_DISABLE']!r}; it must stay '0': without RDMA the"
-            " ranks fall back to sockets, which costs more than half of the speed and is not reported"
-        )
-    if environment.get("NCCL_IB_GID_INDEX") is not None:
-        raise ValueError(
-            f"environment.NCCL_IB_GID_INDEX is {environment['NCCL_IB_GID_INDEX']!r}; the right index differs by node"
-            " and moves after a reboot (and NCCL reads an empty one as 0): take it out"
-        )
+    for problem in roce_problems(environment, where="environment.", shared=True):
+        raise ValueError(problem)
 
 
 def _check_rules(profile: Mapping[str, Value]) -> None:

@@ -19,9 +19,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._fabric import (
     Link,
     Rail,
     answered,
-    defined_elsewhere,
-    environment_problems,
+    configured_elsewhere,
+    derive_addresses,
     fabric_problems,
+    foreign_addresses,
     interface_of,
     live_problems,
     local_limit,
@@ -282,8 +283,111 @@ def test_files_of_others() -> None:
         "/etc/netplan/01.yaml": "network:\n  renderer: NetworkManager\n",
         "/etc/netplan/40-cx7.yaml": f"network:\n  ethernets:\n    {A}:\n      mtu: 9000\n",
     }
-    assert defined_elsewhere(RAILS, files) == {A: "/etc/netplan/40-cx7.yaml"}
-    assert defined_elsewhere(RAILS, {"x": f"# {A}: nothing\nnetwork: {{}}\n"}) == {}
+    assert configured_elsewhere(RAILS, files, {}) == {A: "/etc/netplan/40-cx7.yaml"}
+    assert configured_elsewhere(RAILS, {"x": f"# {A}: nothing\nnetwork: {{}}\n"}, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"[Match]\nName={A}\n", True),
+        (f"[Match]\nName=eth9 {A} eth8\n", True),
+        (f"[connection]\nid=x\ninterface-name={A}\n", True),
+        (f"auto {A}\niface {A} inet static\n", True),
+        (f"[Match]\nName={A}1\n", False),
+        (f"# Name={A}\n", False),
+        ("[Match]\nName=eth9\n", False),
+    ],
+)
+def test_rails_that_another_tool_configures_are_seen(text: str, found: bool) -> None:
+    assert configured_elsewhere(RAILS, {}, {"/etc/x": text}) == ({A: "/etc/x"} if found else {})
+
+
+def test_addresses_that_nobody_planned_are_seen() -> None:
+    links = {A: Link(A, 9000, True, True, ("10.98.1.11/24", "192.168.7.7/24", "169.254.3.4/16", "10.9.9.9/24"))}
+    assert foreign_addresses(RAILS, links, 'addresses: ["10.9.9.9/24"]') == {A: ("192.168.7.7/24",)}
+    assert foreign_addresses(RAILS, {}, "") == {}
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "subnets", "index", "expected"),
+    [
+        ([A, B], ["10.1.0.0/24", "10.2.0.0/24"], 3, {A: "10.1.0.3/24", B: "10.2.0.3/24"}),
+        ([A], ["10.1.0.0/24", "10.2.0.0/24"], 254, {A: "10.1.0.254/24"}),
+        ([A], ["10.1.0.0/31"], 1, {A: "10.1.0.0/31"}),
+        ([A], ["10.1.0.0/30"], 2, {A: "10.1.0.2/30"}),
+        (
+            [A, B],
+            ["10.1.0.0/24"],
+            1,
+            "has 2 rails (enp1s0f0np0, enP2p1s0f0np0), but fabric_subnets has 1 (10.1.0.0/24)",
+        ),
+        ([A], ["10.1.0.7/24"], 1, "fabric_subnets has '10.1.0.7/24', which is no subnet like 192.168.100.0/24."),
+        ([A], ["10.1.0.0/30"], 3, "fabric_index is 3, but 10.1.0.0/30 has addresses for the nodes 1 to 2."),
+        ([A], ["10.1.0.0/24"], 0, "fabric_index is 0, but 10.1.0.0/24 has addresses for the nodes 1 to 254."),
+    ],
+)
+def test_addresses_follow_from_the_index(
+    interfaces: list[str], subnets: list[str], index: int, expected: dict[str, str] | str
+) -> None:
+    if isinstance(expected, dict):
+        assert derive_addresses(interfaces, subnets, index) == expected
+        return
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        derive_addresses(interfaces, subnets, index)
+
+
+def ring(count: int) -> dict[str, dict[str, str]]:
+    """Cables from each node to the next one, and from the last to the first."""
+    nodes: dict[str, dict[str, str]] = {f"n{number}": {} for number in range(count)}
+    for number in range(count):
+        nodes[f"n{number}"]["p0"] = f"10.5.{number}.1/30"
+        nodes[f"n{(number + 1) % count}"]["p1"] = f"10.5.{number}.2/30"
+    return nodes
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_ring_of_cables_fits(count: int) -> None:
+    nodes = ring(count)
+    assert fabric_problems(nodes) == []
+    own = parse_rails(nodes["n0"], 9000)
+    pairs = peer_rails(own, {host: rails for host, rails in nodes.items() if host != "n0"})
+    assert [(host, rail.interface, their.interface) for host, rail, their in pairs] == [
+        ("n1", "p0", "p1"),
+        (f"n{count - 1}", "p1", "p0"),
+    ]
+
+
+def test_a_cable_with_one_end_and_an_island_are_named() -> None:
+    nodes = ring(3)
+    nodes["n0"]["p0"] = "10.5.9.1/30"
+    assert fabric_problems(nodes) == [
+        "p0 of n0 is alone in 10.5.9.0/30; the node at the other end of its cable needs an address in it.",
+        "p1 of n1 is alone in 10.5.0.0/30; the node at the other end of its cable needs an address in it.",
+    ]
+    islands = {host: {"p0": f"10.6.{number // 2}.{number % 2 + 1}/30"} for number, host in enumerate("abcd")}
+    assert fabric_problems(islands) == [
+        "no chain of cables leads from a to c; see which subnets they share.",
+        "no chain of cables leads from a to d; see which subnets they share.",
+    ]
+
+
+def test_the_plan_of_the_inventory() -> None:
+    hostvars: dict[str, dict[str, t.Any]] = {
+        "a": {"fabric_addresses": {A: "10.1.0.1/24"}},
+        "b": {"fabric_subnets": ["10.1.0.0/24"], "groups": {"all": ["a", "b"]}},
+        "c": {"fabric_subnets": ["10.1.0.0/24"], "fabric_interfaces": [B], "fabric_index": 9},
+        "d": {},
+    }
+    plan = FilterModule().filters()["fabric_plan"]
+    assert plan("abcd", hostvars) == {
+        "a": {A: "10.1.0.1/24"},
+        "b": {"rail1": "10.1.0.2/24"},
+        "c": {B: "10.1.0.9/24"},
+        "d": {},
+    }
+    with pytest.raises(AnsibleFilterError, match="c: fabric_index is 900, but"):
+        plan("c", {"c": {**hostvars["c"], "fabric_index": 900}})
 
 
 def test_the_environment() -> None:
@@ -296,34 +400,45 @@ def test_the_environment() -> None:
         "GLOO_SOCKET_IFNAME=enp1s0f0np0\n"
         "VLLM_HOST_IP=10.98.1.11\n"
         "HOST_IP=10.98.1.11\n"
+        "NCCL_DEBUG=INFO\n"
+        "NCCL_DEBUG_SUBSYS=INIT,NET\n"
+        "NCCL_DEBUG_FILE=/run/sparkrig/nccl/%h.%p.log\n"
         "NCCL_IB_TC=106\n"
     )
     assert "GID_INDEX" not in render_environment(RAILS, rdma, {})
+    assert "NCCL_IB_TC" not in render_environment(RAILS, rdma, {})
+    assert "NCCL_IB_TC=106\n" in render_environment(RAILS, rdma, {}, lossless=True)
+    elsewhere = render_environment(RAILS, rdma, {}, ("eth0", "10.0.0.7"))
+    assert "GLOO_SOCKET_IFNAME=eth0\nVLLM_HOST_IP=10.0.0.7\n" in elsewhere
 
 
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"NCCL_IB_DISABLE": "1"}, "^NCCL_IB_DISABLE is '1', which turns RoCE off"),
-        ({"NCCL_IB_DISABLE": ""}, "^NCCL_IB_DISABLE is '', which turns RoCE off"),
-        ({"NCCL_IB_GID_INDEX": "3"}, "^NCCL_IB_GID_INDEX is '3'; the right index differs by node and by boot"),
-        ({"NCCL_IB_GID_INDEX": ""}, "^NCCL_IB_GID_INDEX is ''; the right index differs"),
+        ({"NCCL_IB_DISABLE": "1"}, "^fabric_environment.NCCL_IB_DISABLE is '1'; it must stay '0'"),
+        ({"NCCL_IB_DISABLE": ""}, "^fabric_environment.NCCL_IB_DISABLE is ''; it must stay '0'"),
+        ({"NCCL_IB_GID_INDEX": "3"}, "^fabric_environment.NCCL_IB_GID_INDEX is '3'; the right index differs by node"),
+        ({"NCCL_IB_GID_INDEX": ""}, "^fabric_environment.NCCL_IB_GID_INDEX is ''; the right index differs"),
         (
             {"VLLM_HOST_IP": "10.0.0.1"},
-            "^VLLM_HOST_IP is '10.0.0.1' in fabric_environment, but the rails make it '10.98.1.11'",
+            "^fabric_environment.VLLM_HOST_IP is '10.0.0.1', but the rails make it '10.98.1.11'",
         ),
         (
             {"GLOO_SOCKET_IFNAME": "eth0"},
-            f"^GLOO_SOCKET_IFNAME is 'eth0' in fabric_environment, but the rails make it '{A}'",
+            f"^fabric_environment.GLOO_SOCKET_IFNAME is 'eth0', but the rails make it '{A}'",
         ),
-        ({"a-b": "1"}, "^'a-b' is no name of a variable.$"),
-        ({"X": "1\nNCCL_IB_DISABLE=1"}, "^X has a line break in its value"),
+        (
+            {"NCCL_IB_HCA": "mlx5_0"},
+            "^fabric_environment.NCCL_IB_HCA is 'mlx5_0', but this node has no RDMA device mlx5_0",
+        ),
+        ({"a-b": "1"}, "^fabric_environment.a-b is no name of a variable.$"),
+        ({"X": "1\nNCCL_IB_DISABLE=1"}, "^fabric_environment.X is .* a value is one line of printable text"),
     ],
 )
 def test_values_that_take_roce_away_are_refused(extra: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        render_environment(RAILS, {}, extra)
-    assert environment_problems({"NCCL_IB_DISABLE": "0", "NCCL_IB_TC": "106"}) == []
+        render_environment(RAILS, {}, extra, interfaces=["eth0", A, B], devices=["rocep1s0f0"])
+    render_environment(RAILS, {}, {"NCCL_IB_DISABLE": "0", "NCCL_IB_TC": "106"})
 
 
 PINGS = """\

@@ -103,7 +103,8 @@ REFUSED: list[tuple[dict[str, t.Any], str]] = [
     (
         {"environment": {"NCCL_IB_GID_INDEX": ""}},
         "environment.NCCL_IB_GID_INDEX is ''; the right index differs by node and moves after a reboot"
-        " (and NCCL reads an empty one as 0): take it out",
+        " (and NCCL reads an empty one as 0): take it out, it is resolved on each node at every start where it is"
+        " needed",
     ),
     (
         {"environment": {"VLLM_HOST_IP": "10.0.0.1"}},

@@ -14,11 +14,12 @@ import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._fabric import Link
+from ansible_collections.sparkrig.serving.plugins.module_utils import _fabric_node
 from ansible_collections.sparkrig.serving.plugins.modules import fabric_rails
-from ansible_collections.sparkrig.serving.plugins.modules.fabric_rails import ssh_interface
+from ansible_collections.sparkrig.serving.plugins.modules.fabric_rails import ssh_connection
 
 A, B = "enp1s0f0np0", "enP2p1s0f0np0"
+PROJECT = Path(__file__).parents[2]
 
 
 class FakeNode:
@@ -34,16 +35,24 @@ class FakeNode:
             B: {"mtu": 1500, "up": False, "carrier": False, "addresses": []},
         }
         self.services = {"systemd-networkd.service": False, "NetworkManager.service": True}
+        self.services["sparkrig-lossless.service"] = False
         self.commands: list[list[str]] = []
         self.refuse: dict[str, str] = {}
         self.silent: set[str] = set()
         self.small_only: set[str] = set()
         self.unplugged: set[str] = set()
         self.pings: list[str] = []
+        self.connection: list[str] = []
+        self.way = "eth0"
+        self.way_after = "eth0"
+        self.other = root / "system-connections"
+        self.other.mkdir()
+        self.units = root / "units"
+        self.units.mkdir()
 
     def texts(self) -> list[str]:
         """What changes something, without what only reads."""
-        reads = ("ip -json", "systemctl is-active", "xargs")
+        reads = ("ip -json", "systemctl is-active", "xargs", "dcb -json")
         return [text for text in (" ".join(argv) for argv in self.commands) if not text.startswith(reads)]
 
     def run_command(self, argv: list[str], data: str | None) -> tuple[int, str, str]:
@@ -56,6 +65,8 @@ class FakeNode:
             return 0, json.dumps([self.ip(name) for name in self.links]), ""
         if text.startswith("ip -json -4 route"):
             return 0, json.dumps([{"dst": "default", "dev": "eth0"}]), ""
+        if text.startswith("ip -json route get"):
+            return (0, json.dumps([{"dst": argv[-1], "dev": self.way}]), "") if self.way else (2, "", "unreachable")
         if argv[0] == "xargs":
             return self.ping(argv, data or "")
         if text.startswith("systemctl is-active"):
@@ -89,6 +100,7 @@ class FakeNode:
         for name, config in plan.items():
             if config["renderer"] == renderer and name not in self.unplugged:
                 self.links[name].update(mtu=config["mtu"], up=True, carrier=True, addresses=config["addresses"])
+        self.way = self.way_after if plan else "eth0"
 
     def by_hand(self, argv: list[str]) -> None:
         link = self.links[argv[argv.index("dev") + 1]]
@@ -123,8 +135,12 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
     monkeypatch.setattr(fabric_rails, "NETPLAN_FOLDERS", (str(fake.netplan.parent),))
     monkeypatch.setattr(fabric_rails, "NM_FOLDER", str(tmp_path / "NetworkManager"))
     monkeypatch.setattr(fabric_rails, "NM_FILE", str(fake.nm))
-    monkeypatch.setattr(fabric_rails, "SETTLE_S", 0.0)
-    monkeypatch.setattr(fabric_rails, "ssh_interface", lambda _links, _pid: "")
+    monkeypatch.setattr(fabric_rails, "OTHER_FILES", {str(fake.other): ".nmconnection"})
+    monkeypatch.setattr(fabric_rails, "PROGRAM_FOLDER", str(tmp_path / "local" / "sparkrig"))
+    monkeypatch.setattr(fabric_rails, "CONFIG_FILE", str(tmp_path / "sparkrig" / "fabric.json"))
+    monkeypatch.setattr(fabric_rails, "UNIT_FOLDER", str(fake.units))
+    monkeypatch.setattr(_fabric_node, "SETTLE_S", 0.0)
+    monkeypatch.setattr(fabric_rails, "ssh_connection", lambda _pid: fake.connection)
     return fake
 
 
@@ -185,6 +201,9 @@ def test_bare_links_become_rails(node: FakeNode, run: Run) -> None:
         f"GLOO_SOCKET_IFNAME={A}",
         "VLLM_HOST_IP=10.98.1.11",
         "HOST_IP=10.98.1.11",
+        "NCCL_DEBUG=INFO",
+        "NCCL_DEBUG_SUBSYS=INIT,NET",
+        "NCCL_DEBUG_FILE=/run/sparkrig/nccl/%h.%p.log",
     ]
     assert (result["host_ip"], result["rails"][1]) == (
         "10.98.1.11",
@@ -308,13 +327,14 @@ def test_management_interfaces_and_the_ssh_interface_are_kept_off(
     node: FakeNode, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(PLAN, management_interfaces=[A])["msg"].startswith(f"{A} is a management interface of yours, so it")
-    monkeypatch.setattr(fabric_rails, "ssh_interface", lambda _links, _pid: B)
+    node.links[B]["addresses"] = ["10.98.0.77/24"]
+    node.connection = ["10.97.0.1", "50022", "10.98.0.77", "22"]
     assert run(PLAN)["msg"].startswith(f"{B} carries the SSH connection of this very run, so it is never touched")
 
 
 def test_values_that_take_roce_away_are_refused(node: FakeNode, run: Run) -> None:
     assert run(PLAN, environment={"NCCL_IB_DISABLE": 1})["msg"].startswith(
-        "NCCL_IB_DISABLE is '1', which turns RoCE off"
+        "fabric_environment.NCCL_IB_DISABLE is '1'; it must stay '0'"
     )
     assert node.texts() == []
 
@@ -376,6 +396,8 @@ def test_all_peers_on_all_rails_in_one_command(node: FakeNode, run: Run) -> None
 
 
 def test_every_silent_peer_is_named(node: FakeNode, run: Run) -> None:
+    run(PLAN)
+    node.commands.clear()
     node.small_only.add("10.98.2.12")
     node.silent.add("10.98.1.13")
     result = run(PLAN, state="verified", peers=PEERS, node="spark1")
@@ -386,7 +408,11 @@ def test_every_silent_peer_is_named(node: FakeNode, run: Run) -> None:
         f"spark1 cannot reach spark3 (10.98.1.13) over rail {A} with 8972 bytes, and no small packet passes either: "
         f"check the cables, the switch ports and {A} on spark3, and that the role fabric ran there.",
     ]
-    assert len(node.commands) == 4
+    assert [argv[0] for argv in node.commands] == ["xargs"] * 4 + ["ip"] * 2
+    node.links[A].update(up=False, carrier=False)
+    assert run(PLAN, state="verified", peers=PEERS, node="spark1")["msg"].splitlines()[1] == (
+        f"spark1 cannot reach spark3 (10.98.1.13): {A} is down. Check the cable of {A} on spark1."
+    )
 
 
 def test_alone_or_in_check_mode_nothing_is_sent(node: FakeNode, run: Run) -> None:
@@ -422,24 +448,211 @@ def process(proc: Path, pid: int, parent: int, environment: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("connection", "interface"),
+    ("connection", "found"),
     [
-        (b"10.98.0.1 50022 10.98.0.11 22", "eth0"),
-        (b"fe80::9 50022 fe80::1%eth0 22", "eth0"),
-        (b"fd00::9 50022 fd00::1 22", "eth0"),
-        (b"10.98.0.1 50022 10.98.0.99 22", ""),
-        (b"broken", ""),
+        (b"10.98.0.1 50022 10.98.0.11 22", ["10.98.0.1", "50022", "10.98.0.11", "22"]),
+        (b"fe80::9 50022 fe80::1%eth0 22", ["fe80::9", "50022", "fe80::1%eth0", "22"]),
+        (b"broken", []),
     ],
 )
-def test_the_ssh_interface_is_found_behind_sudo(tmp_path: Path, connection: bytes, interface: str) -> None:
-    links = {"eth0": Link("eth0", 1500, True, True, ("10.98.0.11/24",), ("10.98.0.11", "fd00::1", "fe80::1"))}
+def test_our_connection_is_found_behind_sudo(tmp_path: Path, connection: bytes, found: list[str]) -> None:
     process(tmp_path, 30, 20, b"PATH=/bin\0SUDO_USER=spark\0")
     process(tmp_path, 20, 10, b"PATH=/bin\0SSH_CONNECTION=" + connection + b"\0")
     process(tmp_path, 10, 1, b"")
-    assert ssh_interface(links, 30, str(tmp_path)) == interface
+    assert ssh_connection(30, str(tmp_path)) == found
 
 
-def test_a_local_run_has_no_ssh_interface(tmp_path: Path) -> None:
+def test_a_local_run_has_no_connection(tmp_path: Path) -> None:
     process(tmp_path, 30, 1, b"PATH=/bin\0")
-    assert ssh_interface({}, 30, str(tmp_path)) == ""
-    assert ssh_interface({}, 99, str(tmp_path)) == ""
+    assert ssh_connection(30, str(tmp_path)) == []
+    assert ssh_connection(99, str(tmp_path)) == []
+
+
+# --- What is undone when nobody confirms it ------------------------------------------------------------------
+
+
+def pending(run: Run) -> Path:
+    return run.journal.parent / "fabric-pending.json"
+
+
+def test_a_change_waits_for_its_confirmation(node: FakeNode, run: Run) -> None:
+    before = json.dumps([node.links, node.services])
+    run(PLAN, confirm_s=90)
+    (armed,) = (text for text in node.texts() if text.startswith("systemd-run"))
+    assert "--unit=sparkrig-fabric-undo --on-active=90 " in armed
+    assert armed.endswith(f"/local/sparkrig/fabric undo {pending(run)}")
+    assert pending(run).exists()
+    # What the timer runs on the node, without Ansible.
+    _fabric_node.undo(_fabric_node.Node(lambda argv, data: node.run_command(list(argv), data)), str(pending(run)))
+    assert json.dumps([node.links, node.services]) == before
+    assert not node.netplan.exists()
+    assert not run.journal.exists()
+    assert not pending(run).exists()
+
+
+def test_the_proof_confirms(node: FakeNode, run: Run) -> None:
+    run(PLAN, confirm_s=90)
+    node.commands.clear()
+    result = run(PLAN, state="verified", peers=PEERS)
+    assert result["actions"][-1] == "The change of the rails is confirmed; it stays."
+    assert node.texts() == ["systemctl stop sparkrig-fabric-undo.timer"]
+    assert not pending(run).exists()
+    assert run(PLAN, confirm_s=90)["changed"] is False
+
+
+def test_a_proof_that_fails_takes_the_change_back(node: FakeNode, run: Run) -> None:
+    before = json.dumps([node.links, node.services])
+    run(PLAN, confirm_s=90)
+    node.silent.add("10.98.1.12")
+    result = run(PLAN, state="verified", peers=PEERS, node="spark1")
+    assert result["msg"].splitlines()[-1] == (
+        "So the change of the rails was taken back on this node; run this again when the cause is gone."
+    )
+    assert json.dumps([node.links, node.services]) == before
+    # What was confirmed before stays when a later proof fails.
+    node.silent.clear()
+    run(PLAN, confirm_s=90)
+    run(PLAN, state="verified", peers=PEERS)
+    node.silent.add("10.98.1.12")
+    assert "taken back" not in run(PLAN, state="verified", peers=PEERS)["msg"]
+    assert node.netplan.exists()
+
+
+def test_an_unconfirmed_change_keeps_its_goal_over_runs(node: FakeNode, run: Run) -> None:
+    run(PLAN, confirm_s=90)
+    first = pending(run).read_text()
+    node.commands.clear()
+    assert run(PLAN, confirm_s=90)["changed"] is False
+    assert pending(run).read_text() == first
+    assert [text for text in node.texts() if text.startswith("systemd-run")]
+    run({A: "10.98.5.11/24", B: "10.98.6.11/24"}, confirm_s=90)
+    assert pending(run).read_text() == first
+    assert run({A: "10.98.5.11/24", B: "10.98.6.11/24"})["changed"] is False
+    assert not pending(run).exists()
+
+
+def test_a_plan_that_turns_the_way_back_is_undone_at_once(node: FakeNode, run: Run) -> None:
+    before = json.dumps([node.links, node.services])
+    node.connection = ["10.97.0.1", "50022", "10.98.0.11", "22"]
+    node.way_after = A
+    result = run(PLAN, wait_s=30)
+    assert result["msg"] == (
+        "The rails did not come up as planned within 30 s: the way back to 10.97.0.1, which this run comes from, would "
+        f"lead over {A} instead of eth0. The previous files and links were put back; run this again when the cause is "
+        "gone."
+    )
+    assert json.dumps([node.links, node.services]) == before
+
+
+def test_a_plan_that_holds_the_controller_is_refused(node: FakeNode, run: Run) -> None:
+    node.connection = ["10.98.1.200", "50022", "10.98.0.11", "22"]
+    assert run(PLAN)["msg"].startswith(f"{A} would get 10.98.1.11/24, but this run comes from 10.98.1.200, which is in")
+    assert node.texts() == []
+
+
+def test_nothing_that_the_management_stands_on_is_touched(node: FakeNode, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "sys" / "class" / "net" / "eth0" / f"lower_{A}").mkdir(parents=True)
+    assert run(PLAN)["msg"].startswith(f"{A} is below eth0, which carries the default route, so it is never touched")
+
+
+# --- Rails of others ---------------------------------------------------------------------------------------------
+
+
+def test_addresses_given_by_hand_are_not_taken_away_silently(node: FakeNode, run: Run) -> None:
+    node.links[A]["addresses"] = ["192.168.7.7/24"]
+    assert run(PLAN)["msg"] == (
+        f"{A} has 192.168.7.7/24, which is neither planned nor ours. Take it off, put it into fabric_addresses, or set "
+        "fabric_take_over to replace it. Nothing was changed."
+    )
+    assert node.texts() == []
+    assert run(PLAN, take_over=True)["changed"] is True
+    run(state="absent")
+    assert node.links[A]["addresses"] == ["192.168.7.7/24"]
+
+
+def test_a_connection_of_networkmanager_is_left_to_it(node: FakeNode, run: Run) -> None:
+    (node.other / "rail.nmconnection").write_text(f"[connection]\ninterface-name={A}\n")
+    assert "rail.nmconnection configures" in run({A: "10.98.1.11/24"})["msg"]
+    node.links[A].update(mtu=9000, addresses=["10.98.1.11/24"])
+    assert run({A: "10.98.1.11/24"})["actions"][0].endswith("rail.nmconnection; left to it.")
+
+
+# --- What starts before the services, and lossless ------------------------------------------------------------
+
+
+def test_the_program_is_installed_as_it_is_here_and_goes_again(node: FakeNode, run: Run, tmp_path: Path) -> None:
+    run(PLAN, services=["sparkrig-ray.service"])
+    folder = tmp_path / "local" / "sparkrig"
+    for part in ("_fabric", "_fabric_node", "_fabric_start", "_journal", "_rdma", "_roce_rules"):
+        own = (PROJECT / "plugins" / "module_utils" / f"{part}.py").read_text()
+        assert (folder / "sparkrig_fabric" / f"{part}.py").read_text() == own
+    drop_in = (node.units / "sparkrig-ray.service.d" / "sparkrig-fabric.conf").read_text()
+    assert "EnvironmentFile=-/run/sparkrig/gid.env\nExecStartPre=+" in drop_in
+    config = json.loads((tmp_path / "sparkrig" / "fabric.json").read_text())
+    assert config["rails"] == {A: "10.98.1.11", B: "10.98.2.11"}
+    run(state="absent")
+    assert not folder.exists()
+    assert list(node.units.iterdir()) == []
+
+
+def test_lossless_is_a_unit(node: FakeNode, run: Run) -> None:
+    run(PLAN)
+    result = run(PLAN, lossless=True)
+    assert "sparkrig-lossless.service is written and started." in result["actions"]
+    unit = (node.units / "sparkrig-lossless.service").read_text()
+    assert f"ExecStart=/bin/dcb app replace dev {A} dscp-prio 26:3\n" in unit
+    assert f"ExecStart=/bin/dcb pfc set dev {B} prio-pfc 0:off 1:off 2:off 3:on 4:off 5:off 6:off 7:off\n" in unit
+    assert "NCCL_IB_TC=106\n" in run.env.read_text()
+    assert node.texts()[-3:] == [
+        "systemctl daemon-reload",
+        "systemctl enable sparkrig-lossless.service",
+        "systemctl restart sparkrig-lossless.service",
+    ]
+    node.services["sparkrig-lossless.service"] = True
+    assert run(PLAN, lossless=True)["changed"] is False
+    run(PLAN)
+    assert "systemctl disable --now sparkrig-lossless.service" in node.texts()
+    assert not (node.units / "sparkrig-lossless.service").exists()
+    run(PLAN, lossless=True)
+    node.commands.clear()
+    run(state="absent")
+    assert node.texts()[0] == "systemctl disable --now sparkrig-lossless.service"
+
+
+def test_lossless_needs_dcb(node: FakeNode, run: Run) -> None:
+    node.refuse["dcb -json pfc show"] = "Error: Operation not supported"
+    assert run(PLAN, lossless=True)["msg"] == (
+        f"fabric_lossless is on, but {A} knows no DCB (dcb says: Error: Operation not supported); turn it off, or use "
+        "interfaces that do. Nothing was changed."
+    )
+    assert not node.netplan.exists()
+
+
+# --- Derived rails, and another interface for the hosts ---------------------------------------------------------
+
+
+def test_rails_derived_from_subnets(node: FakeNode, run: Run, tmp_path: Path) -> None:
+    subnets = ["10.98.1.0/24", "10.98.2.0/24"]
+    assert run(subnets=subnets, index=11)["msg"].startswith("This node has no active RDMA port that could be a rail")
+    result = run(subnets=subnets, index=11, interfaces=[A, B], check=True)
+    assert [(rail["interface"], rail["address"]) for rail in result["rails"]] == [(A, "10.98.1.11"), (B, "10.98.2.11")]
+    for name, netdev, domain in (("rocep1s0f0", A, "0000"), ("roceP2p1s0f0", B, "0002")):
+        base = tmp_path / "sys" / "class" / "infiniband" / name
+        (base / "device" / "net" / netdev).mkdir(parents=True)
+        (base / "device" / "uevent").write_text(f"PCI_SLOT_NAME={domain}:01:00.0\n")
+        (base / "ports" / "1").mkdir(parents=True)
+        (base / "ports" / "1" / "state").write_text("4: ACTIVE\n")
+    derived = run(subnets=subnets, index=11, check=True)
+    assert (derived["rails"], derived["rdma"]) == (result["rails"], True)
+    wrong = run(PLAN, state="verified", peers=PEERS, rate_gbps=100, node="spark1")["msg"]
+    assert wrong.splitlines()[0].startswith(f"spark1: roceP2p1s0f0 port 1 ({B}) has a link of 0 Gb/s, 0 % of the 100")
+
+
+def test_the_hosts_may_meet_on_another_interface(node: FakeNode, run: Run) -> None:
+    result = run(PLAN, host_interface="eth0")
+    assert result["host_ip"] == "10.98.0.11"
+    assert "NCCL_SOCKET_IFNAME=eth0\nGLOO_SOCKET_IFNAME=eth0\nVLLM_HOST_IP=10.98.0.11\n" in run.env.read_text()
+    assert run(PLAN, host_interface=B)["host_ip"] == "10.98.2.11"
+    assert run(PLAN, host_interface="eth7")["msg"].startswith(
+        "fabric_host_interface is eth7, which has no IPv4 address"
+    )
