@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node is, and whether a set of nodes can serve one model together.
+"""What a node's memory is, and how sizes are told.
 
 Private to the collection. The parsers take the text of the kernel's files; nothing here reads a file.
 """
@@ -28,30 +28,6 @@ class Memory:
 
     total_bytes: int
     available_bytes: int
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """What every node must have. Sizes in bytes."""
-
-    node_count: int
-    memory_total_bytes: int
-    disk_free_bytes: int
-
-
-@dataclass(frozen=True)
-class Node:
-    """What preflight has seen of one node; ``unreachable`` holds the reason when it was not reached."""
-
-    name: str
-    address: str
-    unreachable: str = ""
-    architecture: str = ""
-    distribution: str = ""
-    python_version: str = ""
-    memory_total_bytes: int = 0
-    disk_free_bytes: int = 0
-    hostname: str = ""
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
@@ -119,80 +95,3 @@ def held_bytes(smaps_rollup: str) -> int:
 def gib(size_bytes: int) -> str:
     """*size_bytes* for a person: two decimals, in GiB."""
     return f"{size_bytes / 2**30:.2f} GiB"
-
-
-def _odd_ones(nodes: t.Sequence[Node], what: str, values: t.Sequence[str], fix: str) -> list[str]:
-    """A sentence when *values* (one per node) are not all the same; the rarest value is the odd one."""
-    if len(set(values)) <= 1:
-        return []
-    common = max(set(values), key=lambda value: (values.count(value), value))
-    odd = ", ".join(f"{node.name} has {value}" for node, value in zip(nodes, values) if value != common)
-    return [f"The nodes differ in their {what}: {odd}, the others have {common}. {fix}"]
-
-
-def _node_problems(node: Node, requirements: Requirements) -> list[str]:
-    """What one node lacks."""
-    problems = []
-    version = tuple(int(part) for part in node.python_version.split(".")[:2])
-    if version < PYTHON_MINIMUM:
-        needed = ".".join(str(part) for part in PYTHON_MINIMUM)
-        problems.append(
-            f"{node.name} has Python {node.python_version}; {needed} or newer is needed. Install a newer python3 there."
-        )
-    if node.memory_total_bytes < requirements.memory_total_bytes:
-        problems.append(
-            f"{node.name} has {gib(node.memory_total_bytes)} of memory; the profile needs"
-            f" {gib(requirements.memory_total_bytes)} on every node. Choose a smaller profile, or another node."
-        )
-    if node.disk_free_bytes < requirements.disk_free_bytes:
-        problems.append(
-            f"{node.name} has {gib(node.disk_free_bytes)} free for /opt/sparkrig and /var/lib/sparkrig;"
-            f" {gib(requirements.disk_free_bytes)} are needed. Free some disk there."
-        )
-    return problems
-
-
-def inventory_problems(nodes: t.Sequence[Node], requirements: Requirements) -> list[str]:
-    """What is wrong with the inventory itself, in sentences; nothing has to be reached for it."""
-    problems = []
-    if len(nodes) != requirements.node_count:
-        names = ", ".join(node.name for node in nodes)
-        problems.append(
-            f"The profile has {requirements.node_count} ranks and needs as many nodes, one GPU each; the inventory has"
-            f" {len(nodes)} ({names}). Correct the inventory's group, or choose a profile for {len(nodes)} nodes."
-        )
-    seen: dict[str, str] = {}
-    for node in nodes:
-        if node.address in seen:
-            problems.append(
-                f"{seen[node.address]} and {node.name} have the same ansible_host {node.address};"
-                " every node needs its own. Correct the inventory."
-            )
-        seen.setdefault(node.address, node.name)
-    return problems
-
-
-def node_problems(nodes: t.Sequence[Node], requirements: Requirements) -> list[str]:
-    """What is wrong with the nodes as they were found, in sentences, the unreachable ones first."""
-    problems = [
-        f"{node.name} ({node.address}) was not reached: {node.unreachable.rstrip('.')}. All {len(nodes)} nodes are"
-        f" needed, because each holds a part of the model. Check its power, its cable and `ssh {node.address}`."
-        for node in nodes
-        if node.unreachable
-    ]
-    reached = [node for node in nodes if not node.unreachable]
-    for node in reached:
-        problems += _node_problems(node, requirements)
-    same = "One runtime is built for all of them: bring them to the same state first."
-    problems += _odd_ones(reached, "processor architecture", [node.architecture for node in reached], same)
-    problems += _odd_ones(reached, "operating system", [node.distribution for node in reached], same)
-    minors = [".".join(node.python_version.split(".")[:2]) for node in reached]
-    problems += _odd_ones(reached, "Python version", minors, same)
-    hostnames = [node.hostname for node in reached]
-    for hostname in sorted(name for name in set(hostnames) if hostnames.count(name) > 1):
-        twins = " and ".join(node.name for node in reached if node.hostname == hostname)
-        problems.append(
-            f"{twins} have the same host name '{hostname}'; the ranks tell nodes apart by it."
-            " Give each its own with `hostnamectl hostname`."
-        )
-    return problems

@@ -2,7 +2,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read what a node is: platform, memory, disk and the plan that it serves."""
+"""Read what a node is: platform, memory, disk, the plan that it serves, and what a launch may trip over."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ author: The sparkrig engineers (@sparkrig)
 description:
   - Reads the platform, the memory that really counts, the free disk and the plan that is being served.
   - The memory is the smaller of the machine's own and what its control group allows, because a node may be a container.
+  - With O(details) it also reads everything else that role P(sparkrig.serving.preflight#role) judges. It is all read in
+    one process, nothing is changed, and what only root may see is left out for other users.
+  - The controller takes the time before and after, so the node's clock is known to be within RV(node.clock).
 extends_documentation_fragment:
   - sparkrig.serving._attributes
 attributes:
@@ -38,6 +41,25 @@ options:
     type: list
     elements: str
     default: [sparkrig-ray.service, sparkrig-vllm.service]
+  details:
+    description: Whether everything that a launch may trip over is read as well. It takes a second or two.
+    type: bool
+    default: false
+  prune_units:
+    description: With O(details), units that would be pruned if they are there.
+    type: list
+    elements: str
+    default: []
+  peers:
+    description: With O(details), other nodes by name, as C(ADDRESS:PORT) of their SSH servers.
+    type: dict
+    default: {}
+  gpu_load_s:
+    description:
+      - With O(details), for how long each GPU is put under load to see its clocks; V(0) for not at all.
+      - A GPU that somebody computes on is left alone.
+    type: float
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -56,6 +78,19 @@ node:
     architecture:
       description: The processor architecture, as C(uname -m) prints it.
       type: str
+    clock:
+      description:
+        - Between C(least_s) and C(most_s) the node's clock is ahead of the controller's (behind it where negative). The
+          true value lies somewhere in between.
+      type: dict
+    details:
+      description:
+        - Everything else, with O(details). C(kernel), C(dgx_os), C(uptime_s), C(clock_synchronized), C(reboot),
+          C(next_kernel), C(packages), C(gpu) (C(status), C(sentence), C(driver_version), C(cuda_version), C(gpus),
+          C(leftovers)), C(memory) (as M(sparkrig.serving.node_memory_info) returns it, without its units),
+          C(prunable_units), C(prunable_bytes), C(earlyoom), C(containers), C(leftovers), C(lock), C(peers) and
+          C(privileged).
+      type: dict
     disk_free_bytes:
       description: The free room on the fullest of the file systems of O(disk_paths).
       type: int
@@ -98,37 +133,18 @@ node:
 import hashlib
 import os
 import platform
+import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._node import (
-    belongs_to,
-    held_bytes,
-    memory,
-)
-
-# The control group of the whole node: v2 first, v1 second. Each is (limit, usage, stat).
-_CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
-
-
-def read_text(path: str) -> str | None:
-    """The text of *path*, or None when there is no such file."""
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as stream:
-        return stream.read()
+from ansible_collections.sparkrig.serving.plugins.module_utils import _preflight_probe
+from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import memory_now, read_text
+from ansible_collections.sparkrig.serving.plugins.module_utils._node import belongs_to, held_bytes
 
 
 def free_bytes(path: str) -> int:
-    """The room that root has on the file system of *path*, or of its nearest parent that exists."""
+    """The room that there is on the file system of *path*, or of its nearest parent that exists."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     state = os.statvfs(path)
@@ -154,46 +170,53 @@ def serving_plan(module: AnsibleModule) -> str:
 
 
 def rig_memory(units: list[str]) -> int:
-    """What all processes of *units* hold together, in bytes."""
+    """What all processes of *units* hold together, in bytes; of other users' processes only root sees it."""
     total_bytes = 0
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        # A process may end between any two of these steps.
-        try:
-            if belongs_to(read_text(f"/proc/{entry}/cgroup") or "", units):
-                total_bytes += held_bytes(read_text(f"/proc/{entry}/smaps_rollup") or "")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+        # A process may end between any two of these steps: then there is nothing to read.
+        if entry.isdigit() and belongs_to(read_text(f"/proc/{entry}/cgroup") or "", units):
+            total_bytes += held_bytes(read_text(f"/proc/{entry}/smaps_rollup") or "")
     return total_bytes
 
 
 def node_state(module: AnsibleModule) -> dict[str, t.Any]:
     """Everything that the module returns."""
-    texts: list[str | None] = [None, None, None]
-    for files in _CGROUP_FILES:
-        if os.path.isfile(files[0]):
-            texts = [read_text(path) for path in files]
-            break
+    params = module.params
     try:
-        seen = memory(read_text("/proc/meminfo") or "", *texts)
+        seen = memory_now()
     except ValueError as error:
         module.fail_json(msg=f"The memory of {platform.node()} cannot be read: {error}.")
-    return {
+    state = {
         "architecture": platform.machine(),
-        "disk_free_bytes": min(free_bytes(path) for path in module.params["disk_paths"]),
+        "disk_free_bytes": min(free_bytes(path) for path in params["disk_paths"]),
         "distribution": distribution(),
         "hostname": platform.node(),
         "memory_available_bytes": seen.available_bytes,
-        "memory_for_launch_bytes": seen.available_bytes + rig_memory(module.params["units"]),
+        "memory_for_launch_bytes": seen.available_bytes + rig_memory(params["units"]),
         "memory_total_bytes": seen.total_bytes,
         "python_version": platform.python_version(),
         "serving_plan_sha256": serving_plan(module),
     }
+    if params["details"]:
+        module.run_command_environ_update = {"LANGUAGE": "C", "LC_ALL": "C"}
+        try:
+            state["details"] = _preflight_probe.look(
+                lambda words: module.run_command(list(words)),
+                module.get_bin_path,
+                params["units"],
+                params["prune_units"],
+                params["peers"],
+                params["gpu_load_s"],
+            )
+        except ValueError as error:
+            module.fail_json(msg=f"{platform.node()} cannot be looked at: {error}.")
+    return state
 
 
 def main() -> None:
     """Entry point."""
+    # The controller bounds the node's clock by these two; module time is no part of the way between them.
+    begin = time.time()
     module = AnsibleModule(
         argument_spec={
             "disk_paths": {"type": "list", "elements": "path", "default": ["/opt", "/var/lib"]},
@@ -203,10 +226,15 @@ def main() -> None:
                 "elements": "str",
                 "default": ["sparkrig-ray.service", "sparkrig-vllm.service"],
             },
+            "details": {"type": "bool", "default": False},
+            "prune_units": {"type": "list", "elements": "str", "default": []},
+            "peers": {"type": "dict", "default": {}},
+            "gpu_load_s": {"type": "float", "default": 0},
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, node=node_state(module))
+    state = node_state(module)
+    module.exit_json(changed=False, node={**state, "clock": {"begin": begin, "end": time.time()}})
 
 
 if __name__ == "__main__":
