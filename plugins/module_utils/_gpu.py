@@ -218,9 +218,7 @@ def answer(rc: int, out: str, err: str, pci_gpus: int) -> Answer:
         try:
             root = ElementTree.fromstring(out[out.index("<nvidia_smi_log") :])
         except ElementTree.ParseError as error:
-            return Answer(
-                "error", f"nvidia-smi -q -x wrote XML that does not parse ({error}). Run it by hand to see it."
-            )
+            return Answer("error", f"nvidia-smi -q -x wrote broken XML ({error}). Run it by hand to see it.")
         gpus = tuple(_gpu(index, element) for index, element in enumerate(root.findall("gpu")))
         if not gpus:
             return _no_gpu("0 attached GPUs", pci_gpus)

@@ -258,8 +258,9 @@ class Systemd:
         if rc != 0 or not sessions:
             return ()
         # A session that ends meanwhile makes rc 1; the others are printed all the same.
-        properties = "--property=Id,Name,Type,Class,State"
-        _rc, out, _err = self.module.run_command([loginctl, "show-session", properties, "--", *sessions])
+        # Unlike systemctl, loginctl takes no list of properties, and says nothing when it gets one.
+        properties = [f"--property={name}" for name in ("Id", "Name", "Type", "Class", "State")]
+        _rc, out, _err = self.module.run_command([loginctl, "show-session", *properties, "--", *sessions])
         return graphical_sessions(out)
 
 

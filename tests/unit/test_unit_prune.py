@@ -55,7 +55,11 @@ class FakeSystemd:
     def run_command(self, module: AnsibleModule, argv: list[str], **_more: t.Any) -> tuple[int, str, str]:
         self.commands.append(argv)
         if argv[0] == "/bin/loginctl":
-            return (0, "2 1000 anna seat0\n", "") if argv[1] == "list-sessions" else (0, self.sessions, "")
+            if argv[1] == "list-sessions":
+                return 0, "2 1000 anna seat0\n", ""
+            # It takes one property at a time, and prints nothing for a list of them.
+            assert "," not in "".join(argv)
+            return 0, self.sessions, ""
         if argv[0] == "/bin/setpriv":
             assert _more == {"environ_update": {"XDG_RUNTIME_DIR": f"{unit_prune.RUN_USER}/{argv[1].split('=')[1]}"}}
             return self.instances[argv[1]].run(argv[argv.index("--user") + 1 :])
