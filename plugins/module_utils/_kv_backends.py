@@ -234,6 +234,18 @@ def strides(cache: Cache, backend: Backend, size: int, dtype: str, request: Requ
     return 1, max(backend.fixed or (0,))
 
 
+def row_stride(cache: Cache, backend: Backend, size: int, dtype: str, request: Request) -> int:
+    """What the distance of blocks must be a multiple of in 0.31: one token's row, where sparse kernels count in rows.
+
+    size: bytes of one token.
+    """
+    if cache.kind != MLA:
+        return 1
+    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
+    flat = backend.name == "FLASHMLA_SPARSE" and (dtype not in _ROW_BYTES or blackwell)
+    return size if flat or backend.name == "FLASHINFER_MLA_SPARSE" else 1
+
+
 def rank_heads(cache: Cache, tensor_parallel_size: int) -> int:
     """KV heads of one rank: the heads dealt out, one at least; the vector of MLA is on every rank."""
     if cache.kind in (MLA, INDEXER):

@@ -20,7 +20,9 @@ GIB = 2**30
 class Dialect:
     """The habits of one planner.
 
-    aligns_blocks: blocks lie whole kernel blocks apart, in a layout that can be chosen (0.30 and later).
+    layouts: the layout of the cache can be chosen (0.30 and later).
+    alignment: what the distance of blocks is rounded up to: nothing (`no`), whole token rows of sparse MLA (`rows`), or
+    the kernels' own blocks (`kernels`).
     counts_states: CUDA graphs want one block for each sequence of a model with recurrent layers.
     null_block: one block is held back when a request is checked against the budget (0.30 and later).
     check: `layers` sums every layer of a rank (0.13), `groups` counts whole pool blocks.
@@ -49,7 +51,8 @@ class Dialect:
     name: str
     version: tuple[int, int]
     null_block: bool = False
-    aligns_blocks: bool = False
+    layouts: bool = False
+    alignment: str = "no"
     counts_states: bool = True
     auto_fit: bool = True
     check: str = "groups"
@@ -149,17 +152,20 @@ _ROWS = (
         window_kernels=True,
         caches_state_prefixes=True,
         null_block=True,
-        aligns_blocks=True,
+        layouts=True,
+        overlaps_stages=True,
         in_flight="batches",
         concurrency="groups",
         log_lines=1,
         log_names_device=True,
         pads_attention_pages="plain",
-        checkpoint_kinds=("mamba2",),
     ),
 )
 _V030 = _ROWS[-1]
-_V032 = replace(_V030, name="0.32", version=(0, 32), auto_fit_text="device", overlaps_stages=True)
+_V031 = replace(_V030, name="0.31", version=(0, 31), alignment="rows")
+_V032 = replace(
+    _V030, name="0.32", version=(0, 32), alignment="kernels", auto_fit_text="device", checkpoint_kinds=("mamba2",)
+)
 _V033 = replace(_V032, name="0.33", version=(0, 33), checkpoint_kinds=("mamba2", "gdn"), gdn_checkpoint_tokens=64)
 # The seed's fork of June 2026 logs what 0.24 logs.
 _DARK_DEVOTION = replace(_ROWS[2], name="dark-devotion", utilization=0.9)
@@ -172,7 +178,7 @@ _BY_MINOR = {
     26: _ROWS[3],
     28: _ROWS[4],
     30: _V030,
-    31: replace(_V030, name="0.31", version=(0, 31)),
+    31: _V031,
     32: _V032,
     33: _V033,
 }

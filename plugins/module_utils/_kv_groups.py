@@ -301,12 +301,13 @@ def _aligned_page(group: Group) -> int:
     return sum(round_up(entry.spec.page, entry.spec.alignment) for entry in group.entries)
 
 
-def block_bytes(groups: Sequence[Group], layout: str) -> int:
+def block_bytes(groups: Sequence[Group], layout: str, dialect: Dialect) -> int:
     """Bytes of one pool block: the largest group.
 
-    layout: `LBNHC` (layer by layer) or `BLHNC`, which rounds the block up to a stride that every layer can be read by.
+    layout: `LBNHC` (layer by layer) or `BLHNC`, which rounds the block up to a stride that every layer can be read by;
+    0.31 does so in both.
     """
-    if layout != PACKED_LAYOUT:
+    if layout != PACKED_LAYOUT and dialect.alignment != "rows":
         return max(_aligned_page(group) for group in groups)
     held = {entry.spec for group in groups for entry in group.entries}
     return round_up(max(group.page for group in groups), _common_multiple(spec.alignment for spec in held))

@@ -23,7 +23,6 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import 
     MLA,
     SLIDING,
     STATE,
-    EngineRefusal,
 )
 
 Config = Mapping[str, Any]
@@ -83,7 +82,8 @@ class Model:
     default_context: what is served when no length is asked for;
     layer_name: what the engine calls the attention of a layer;
     cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model;
-    assumptions: sentences about keys that the config leaves to the engine's defaults.
+    assumptions: sentences about keys that the config leaves to the engine's defaults;
+    refusal: what the engine's model class says against this config.
     """
 
     family: str
@@ -104,15 +104,20 @@ class Model:
     hybrid: bool
     layer_name: str = "model.layers.{}.self_attn.attn"
     assumptions: tuple[str, ...] = ()
+    refusal: str | None = None
 
 
 class _Fields:
-    """Typed access to a config.json; every complaint names the key and the model."""
+    """Typed access to a config.json; every complaint names the key and the model.
+
+    refusal: what the engine's model class says against this config, which it does only after all other checks.
+    """
 
     def __init__(self, config: Config, model_type: str) -> None:
         self.config = config
         self.model_type = model_type
         self.assumed: dict[str, int] = {}
+        self.refusal: str | None = None
 
     def has(self, key: str) -> bool:
         return self.config.get(key) is not None
@@ -121,7 +126,8 @@ class _Fields:
         value = self.config.get(key)
         if value is None:
             if default is None:
-                raise ValueError(f"config: {key} is missing; model_type {self.model_type} cannot be sized without it")
+                state = "null" if key in self.config else "missing"
+                raise ValueError(f"config: {key} is {state}; model_type {self.model_type} cannot be sized without it")
             self.assumed[key] = default
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -163,7 +169,8 @@ class Family:
     build: returns the caches by layer; mtp_key: config key with the number of built-in draft layers;
     mtp_layers: draft layers where that key is missing; own_head_dim: the config's head_dim counts, not hidden_size over
     heads alone; attention: what the engine calls the attention of a layer; sparse: the model class cannot do without an
-    indexer; defaults: what the model's own config class fills in where published configs leave a key out.
+    indexer; defaults: what the model's own config class fills in where published configs leave a key out, and refuses
+    as null unless the key is `nullable`; whole_hidden: that class wants hidden_size to be a multiple of the heads.
     """
 
     build: Callable[[_Fields, Family], tuple[Layer, ...]]
@@ -175,14 +182,29 @@ class Family:
     attention: str = "self_attn.attn"
     sparse: bool = False
     defaults: tuple[tuple[str, int], ...] = ()
+    nullable: tuple[str, ...] = ()
+    whole_hidden: bool = False
 
     def default(self, key: str) -> int | None:
         return dict(self.defaults).get(key)
 
 
+def _refuse_null(fields: _Fields, family: Family, key: str) -> None:
+    if key in fields.config and fields.config[key] is None and family.default(key) is not None:
+        raise ValueError(f"config: {key} is null; model_type {fields.model_type} wants an integer, or the key left out")
+
+
 def _heads(fields: _Fields, family: Family) -> _Heads:
     query = fields.integer("num_attention_heads", family.default("num_attention_heads"))
     explicit = "num_key_value_heads" in fields.config
+    for key in ("num_key_value_heads", "head_dim"):
+        if key not in family.nullable:
+            _refuse_null(fields, family, key)
+    if family.whole_hidden and fields.has("hidden_size") and fields.integer("hidden_size") % query:
+        raise ValueError(
+            f"config: hidden_size is {fields.integer('hidden_size')}; model_type {fields.model_type} wants a multiple "
+            f"of num_attention_heads ({query})"
+        )
     kv = fields.integer("num_key_value_heads", query if explicit else family.default("num_key_value_heads") or query)
     size = family.default("head_dim")
     if not family.own_head_dim or not fields.has("head_dim") and size is None:
@@ -221,9 +243,11 @@ def _plain(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Llama and its kin: full attention, or windows where layer_types (or the whole model) says so."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
+    types = fields.strings("layer_types", count)
+    if types is not None and "sliding_attention" in types and "sliding_window" not in fields.config and window is None:
+        raise ValueError("config: sliding_window is missing, and layer_types has sliding_attention")
     if window is None:
         return ((_windowed(heads, None),),) * count
-    types = fields.strings("layer_types", count)
     if types is None:
         return ((_windowed(heads, window),),) * count
     return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
@@ -234,35 +258,43 @@ def _unwindowed(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     return ((_windowed(_heads(fields, family), None),),) * _layer_count(fields)
 
 
-def _qwen_types(fields: _Fields, count: int) -> list[str]:
-    first = fields.integer("max_window_layers", minimum=0)
-    return fields.strings("layer_types", count) or [
-        "sliding_attention" if layer >= first else "full_attention" for layer in range(count)
-    ]
+def _moe_heads(fields: _Fields, family: Family) -> tuple[Layer, ...]:
+    """GLM-4.x MoE: full attention, and a model class that reads head_dim without a default."""
+    fields.integer("head_dim")
+    return _unwindowed(fields, family)
+
+
+def _qwen_types(fields: _Fields, count: int, window: int | None) -> list[str]:
+    """layer_types of the config, or what its config class fills in: windows from max_window_layers on."""
+    given = fields.strings("layer_types", count)
+    if given is not None:
+        return given
+    first = fields.integer("max_window_layers", 28, minimum=0) if window is not None else count
+    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(count)]
 
 
 def _qwen_window(fields: _Fields) -> int | None:
-    if not fields.config.get("use_sliding_window") or not fields.has("sliding_window"):
+    if not fields.config.get("use_sliding_window"):
         return None
-    return fields.integer("sliding_window")
+    if "sliding_window" in fields.config and fields.config["sliding_window"] in (None, 0):
+        return None
+    return fields.integer("sliding_window", 4096)
 
 
 def _qwen(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen2 and Qwen3: windows only with use_sliding_window, and then for all layers or none."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
-    if window is None:
-        return ((_windowed(heads, None),),) * count
-    types = _qwen_types(fields, count)
-    if len(set(types)) > 1:
-        first = fields.integer("max_window_layers", minimum=0)
-        if first != count:
-            raise EngineRefusal(
-                "Sliding window for some but all layers is not supported. This model uses sliding window but "
-                f"`max_window_layers` = {first} is less than `num_hidden_layers` = {count}. Please open an "
-                "issue to discuss this feature."
-            )
-        return ((_windowed(heads, None),),) * count
-    return ((_windowed(heads, window if types[0] == "sliding_attention" else None),),) * count
+    types = _qwen_types(fields, count, window)
+    if len(set(types)) == 1:
+        return ((_windowed(heads, window if types[0] == "sliding_attention" else None),),) * count
+    first = fields.integer("max_window_layers", 28, minimum=0)
+    if first != count:
+        fields.refusal = (
+            "Sliding window for some but all layers is not supported. This model uses sliding window but "
+            f"`max_window_layers` = {first} is less than `num_hidden_layers` = {count}. Please open an "
+            "issue to discuss this feature."
+        )
+    return ((_windowed(heads, None),),) * count
 
 
 def _qwen2_moe(fields: _Fields, family: Family) -> tuple[Layer, ...]:
@@ -307,10 +339,12 @@ def _alternating(period: int, full_at: int) -> Callable[[_Fields, Family], tuple
 
 
 def _gpt_oss(fields: _Fields, family: Family) -> tuple[Layer, ...]:
-    """gpt-oss: vLLM puts the window on even layers whatever layer_types says."""
+    """gpt-oss: vLLM puts the window on even layers whatever layer_types says, unless it says all."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
-    return tuple((_windowed(heads, window if layer % 2 == 0 else None),) for layer in range(count))
+    types = fields.strings("layer_types", count)
+    step = 1 if types is not None and set(types) == {"sliding_attention"} else 2
+    return tuple((_windowed(heads, window if layer % step == 0 else None),) for layer in range(count))
 
 
 def _llama4(fields: _Fields, family: Family) -> tuple[Layer, ...]:
@@ -472,16 +506,16 @@ def _mimo(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     count, pattern = _layer_count(fields), fields.config.get("hybrid_layer_pattern")
     if not isinstance(pattern, list) or any(entry not in (0, 1) for entry in pattern) or len(pattern) < count:
         raise ValueError(f"config: hybrid_layer_pattern is {pattern!r}; it must be a list of {count} entries, 0 or 1")
-    key, window_key = fields.integer("head_dim"), fields.integer("swa_head_dim")
+    key = fields.integer("head_dim")
     full = Cache(FULL, fields.integer("num_key_value_heads"), key, fields.integer("v_head_dim", key))
-    windowed = Cache(
-        SLIDING,
-        fields.integer("swa_num_key_value_heads"),
-        window_key,
-        fields.integer("swa_v_head_dim", window_key),
-        window=fields.integer("sliding_window_size"),
-    )
+    windowed = _mimo_windowed(fields)
     return tuple((windowed if entry else full,) for entry in pattern[:count])
+
+
+def _mimo_windowed(fields: _Fields) -> Cache:
+    key = fields.integer("swa_head_dim")
+    heads, value = fields.integer("swa_num_key_value_heads"), fields.integer("swa_v_head_dim", key)
+    return Cache(SLIDING, heads, key, value, window=fields.integer("sliding_window_size"))
 
 
 def _whisper(fields: _Fields, family: Family) -> tuple[Layer, ...]:
@@ -493,59 +527,63 @@ def _whisper(fields: _Fields, family: Family) -> tuple[Layer, ...]:
 
 
 _GEMMA2 = (("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256), ("sliding_window", 4096))
-_GEMMA3 = _GEMMA2 + (("max_position_embeddings", 131072),)
 _HEAD_128 = (("head_dim", 128),)
-_KV_8 = (("num_key_value_heads", 8),)
-_KV_32 = (("num_key_value_heads", 32),)
+_HEAD_256 = (("head_dim", 256),)
+_KV_HEADS = "num_key_value_heads"
+_KV_4 = ((_KV_HEADS, 4),)
+_KV_8 = ((_KV_HEADS, 8),)
+_KV_32 = ((_KV_HEADS, 32),)
+_MTP_KEY = "num_nextn_predict_layers"
 
-_LLAMA = Family(_plain)
-_MLA = Family(_mla, mtp_key="num_nextn_predict_layers", mla=True)
-_DSA = Family(_mla, mtp_key="num_nextn_predict_layers", mla=True, sparse=True)
-_GEMMA3_FAMILY = Family(_alternating(6, 5), defaults=_GEMMA3)
-_QWEN_NEXT = Family(
-    _gated_delta,
-    mtp_key="num_nextn_predict_layers",
-    hybrid=True,
-    mtp_layers=1,
-    defaults=(("head_dim", 256), ("num_key_value_heads", 2)),
-)
-_QWEN35 = Family(
-    _gated_delta,
-    mtp_key="mtp_num_hidden_layers",
-    hybrid=True,
-    mtp_layers=1,
-    defaults=(("head_dim", 256), ("num_key_value_heads", 4)),
-)
-
-# model_type of the text part of a config -> how it is read.
+# model_type of the text part of a config -> how it is read. Defaults are those of the config classes of transformers.
 _FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": Family(_plain, defaults=(("sliding_window", 4096), *_KV_8)),
+    "llama": Family(_plain, whole_hidden=True),
+    "mistral": Family(_plain, defaults=(("sliding_window", 4096), *_KV_8), nullable=("head_dim",)),
     "ministral3": Family(_plain, defaults=_HEAD_128 + _KV_8),
     "mixtral": Family(_plain, defaults=_KV_8),
-    "qwen2": Family(_qwen, own_head_dim=False, defaults=_KV_32),
-    "qwen2_moe": Family(_qwen2_moe, own_head_dim=False, defaults=(("num_key_value_heads", 16),)),
-    "qwen3": Family(_qwen, defaults=_HEAD_128 + _KV_32),
-    "qwen3_moe": Family(_qwen3_moe, defaults=(("num_key_value_heads", 4),)),
-    "qwen3_next": _QWEN_NEXT,
-    "qwen3_5_text": _QWEN35,
-    "qwen3_5_moe_text": _QWEN35,
-    "gemma2": Family(_alternating(2, 1), defaults=_GEMMA2),
-    "gemma3_text": _GEMMA3_FAMILY,
+    "qwen2": Family(_qwen, own_head_dim=False, defaults=_KV_32, nullable=(_KV_HEADS,)),
+    "qwen2_moe": Family(_qwen2_moe, own_head_dim=False, defaults=((_KV_HEADS, 16),), nullable=(_KV_HEADS,)),
+    "qwen3": Family(_qwen, defaults=_HEAD_128 + _KV_32, nullable=(_KV_HEADS,)),
+    "qwen3_moe": Family(_qwen3_moe, defaults=_KV_4),
+    "qwen3_next": Family(
+        _gated_delta,
+        mtp_key=_MTP_KEY,
+        hybrid=True,
+        mtp_layers=1,
+        defaults=_HEAD_256 + ((_KV_HEADS, 2),),
+    ),
+    "qwen3_5_text": Family(
+        _gated_delta,
+        mtp_key="mtp_num_hidden_layers",
+        hybrid=True,
+        mtp_layers=1,
+        defaults=_HEAD_256 + _KV_4,
+    ),
+    "qwen3_5_moe_text": Family(
+        _gated_delta,
+        mtp_key="mtp_num_hidden_layers",
+        hybrid=True,
+        mtp_layers=1,
+        defaults=_HEAD_256 + ((_KV_HEADS, 2),),
+    ),
+    "gemma2": Family(_alternating(2, 1), whole_hidden=True, defaults=_GEMMA2),
+    "gemma3_text": Family(
+        _alternating(6, 5), whole_hidden=True, defaults=_GEMMA2 + (("max_position_embeddings", 131072),)
+    ),
     "gpt_oss": Family(_gpt_oss, attention="attn.attn", defaults=(("head_dim", 64), ("sliding_window", 128), *_KV_8)),
-    "glm4": Family(_unwindowed, defaults=(*_HEAD_128, ("num_key_value_heads", 2))),
-    "glm4_moe": Family(_unwindowed, mtp_key="num_nextn_predict_layers", defaults=_KV_8),
-    "glm4_moe_lite": _MLA,
-    "glm_moe_dsa": _DSA,
-    "deepseek_v2": Family(_mla, mla=True),
-    "deepseek_v3": _MLA,
-    "deepseek_v32": _DSA,
-    "kimi_k2": _MLA,
-    "mimo_v2_flash": Family(_mimo),
+    "glm4": Family(_unwindowed, defaults=(*_HEAD_128, (_KV_HEADS, 2))),
+    "glm4_moe": Family(_moe_heads, mtp_key=_MTP_KEY, defaults=_KV_8),
+    "glm4_moe_lite": Family(_mla, mtp_key=_MTP_KEY, mla=True),
+    "glm_moe_dsa": Family(_mla, mtp_key=_MTP_KEY, mla=True, sparse=True),
+    "deepseek_v2": Family(_mla, mla=True, whole_hidden=True),
+    "deepseek_v3": Family(_mla, mtp_key=_MTP_KEY, mla=True),
+    "deepseek_v32": Family(_mla, mtp_key=_MTP_KEY, mla=True, sparse=True),
+    "kimi_k2": Family(_mla, mla=True),
+    "mimo_v2_flash": Family(_mimo, mtp_layers=1),
     "minimax_m2": Family(_unwindowed, defaults=_HEAD_128 + _KV_8),
     "nemotron_h": Family(
         _nemotron_h,
-        mtp_key="num_nextn_predict_layers",
+        mtp_key=_MTP_KEY,
         hybrid=True,
         attention="mixer.attn",
         defaults=_HEAD_128 + _KV_8,
@@ -729,8 +767,15 @@ def _cache_scheme(config: Config, text: Config) -> str | None:
 def _draft_count(fields: _Fields, family: Family) -> int:
     """Layers of the built-in MTP head."""
     if family.mtp_key is None:
-        return 0
+        return family.mtp_layers
     return fields.integer(family.mtp_key, family.mtp_layers, minimum=0)
+
+
+def _can_draft(fields: _Fields, family: Family) -> bool:
+    """Whether the engine knows the family's MTP head; Nemotron-H only has one where the config says so."""
+    if fields.model_type == "nemotron_h":
+        return _draft_count(fields, family) > 0
+    return family.mtp_key is not None or family.mtp_layers > 0
 
 
 def _drafts(fields: _Fields, family: Family) -> tuple[Layer, ...]:
@@ -741,6 +786,9 @@ def _drafts(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     if family.mla:
         one: Layer = (_latent(fields), _indexer(fields)) if fields.has("index_topk") else (_latent(fields),)
         return (one,) * count
+    if fields.model_type == "mimo_v2_flash":
+        # The engine runs the first of its draft layers, which is windowed.
+        return ((_mimo_windowed(fields),),)
     if fields.model_type == "nemotron_h":
         types = _nemotron_types(fields, "mtp_hybrid_override_pattern", ("mtp_layers_block_type",))
         return tuple(_nemotron_layer(fields, family, kind) for kind in types)
@@ -781,7 +829,7 @@ def read_model(config: Config) -> Model:
         kv_heads=kv,
         layers=layers,
         drafts=_drafts(fields, family),
-        can_draft=family.mtp_key is not None and not (model_type == "nemotron_h" and _draft_count(fields, family) == 0),
+        can_draft=_can_draft(fields, family),
         draft_count=_draft_count(fields, family),
         context=context,
         default_context=_default_context(fields, context),
@@ -792,6 +840,7 @@ def read_model(config: Config) -> Model:
         hybrid=family.hybrid and any(cache.kind == STATE for layer in layers for cache in layer),
         layer_name=("" if text is config else "language_model.") + "model.layers.{}." + family.attention,
         assumptions=fields.assumptions,
+        refusal=fields.refusal,
     )
 
 

@@ -24,6 +24,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
     judged_backend,
     rank_heads,
     resolve_dtype,
+    row_stride,
     strides,
     token_bytes,
     unsupported_dtype,
@@ -185,22 +186,36 @@ def takes_checkpoints(request: Request, dialect: Dialect, state: StateShape, sta
 
 
 def check_parallel(request: Request, model: Model, dialect: Dialect) -> None:
-    """What the engine refuses before it looks at memory: heads, TP and DCP that do not go together."""
+    """What the engine refuses before it looks at memory: heads, TP and DCP that do not go together.
+
+    In the engine's order: parallel, speculative and scheduler settings, then heads.
+    """
     tp, dcp = request.tensor_parallel_size, request.decode_context_parallel_size
-    if request.max_num_batched_tokens < request.max_num_seqs:
-        raise EngineRefusal(texts.batch_too_small(request.max_num_batched_tokens, request.max_num_seqs))
     if tp % dcp:
         raise EngineRefusal(dialect.tp_dcp_text.format(tp=tp, dcp=dcp))
+    check_drafts(request, model)
+    if request.max_num_batched_tokens < request.max_num_seqs:
+        raise EngineRefusal(texts.batch_too_small(request.max_num_batched_tokens, request.max_num_seqs))
     if model.query_heads % tp:
         raise EngineRefusal(texts.heads_not_divisible(model.query_heads, tp))
+    if dcp > 1 and not model.mla:
+        _check_grouped_dcp(request, model, dialect)
+
+
+def check_layers(request: Request, model: Model) -> None:
+    """What the model's class refuses when its layers are made."""
+    if model.refusal is not None:
+        raise EngineRefusal(model.refusal)
     if model.mla:
         return
-    if dcp > 1:
-        _check_grouped_dcp(request, model, dialect)
-    kinds = (FULL, SLIDING, CHUNKED)
-    for heads in sorted({cache.heads for layer in model.layers for cache in layer if cache.kind in kinds}):
-        if heads % tp and tp % heads:
-            raise EngineRefusal(texts.uneven_kv_heads(model.family, heads, tp))
+    tp = request.tensor_parallel_size
+    queries = model.query_heads // tp
+    for cache in [cache for layer in model.layers for cache in layer if cache.kind in (FULL, SLIDING, CHUNKED)]:
+        if cache.heads % tp and tp % cache.heads:
+            raise EngineRefusal(texts.uneven_kv_heads(model.family, cache.heads, tp))
+        heads = rank_heads(cache, tp)
+        if queries % heads:
+            raise EngineRefusal(f"num_heads ({queries}) is not divisible by num_kv_heads ({heads})")
 
 
 def _check_grouped_dcp(request: Request, model: Model, dialect: Dialect) -> None:
@@ -288,18 +303,24 @@ def _in_flight(request: Request, dialect: Dialect) -> int:
     return tokens * stages
 
 
+def check_drafts(request: Request, model: Model) -> None:
+    """What the engine refuses of a built-in draft head."""
+    if request.speculative_method != "mtp":
+        return
+    if not model.can_draft:
+        raise EngineRefusal("Unsupported speculative method: 'mtp'")
+    if not model.drafts:
+        raise ValueError(
+            "speculative_config.method: mtp needs built-in draft layers, and the config of model_type "
+            f"{model.family} has none"
+        )
+    layers = model.draft_count
+    if request.speculative_tokens > layers and request.speculative_tokens % layers:
+        raise EngineRefusal(texts.uneven_drafts(request.speculative_tokens, layers))
+
+
 def _draft_layers(request: Request, model: Model) -> tuple[Layer, ...]:
     if request.speculative_method == "mtp":
-        if not model.can_draft:
-            raise EngineRefusal("Unsupported speculative method: 'mtp'")
-        if not model.drafts:
-            raise ValueError(
-                "speculative_config.method: mtp needs built-in draft layers, and the config of model_type "
-                f"{model.family} has none"
-            )
-        layers = model.draft_count
-        if request.speculative_tokens > layers and request.speculative_tokens % layers:
-            raise EngineRefusal(texts.uneven_drafts(request.speculative_tokens, layers))
         return model.drafts
     if request.speculative_method in ("eagle", "eagle3"):
         if request.draft_config is None:
@@ -332,7 +353,9 @@ class _Builder:
         heads = rank_heads(cache, self.request.tensor_parallel_size)
         size = token_bytes(cache, heads, self.dtype, self.dialect)
         stride, rows = 1, 0
-        if self.dialect.aligns_blocks:
+        if self.dialect.alignment == "rows":
+            stride = row_stride(cache, self.backend, size, self.dtype, self.request)
+        elif self.dialect.alignment == "kernels":
             stride, rows = strides(cache, self.backend, size, self.dtype, self.request)
         spec = Spec(
             kind=cache.kind,
@@ -417,18 +440,25 @@ def _stage_bounds(layers: int, stages: int) -> list[tuple[int, int]]:
 def build_geometry(request: Request) -> Geometry:
     """Specs, groups and blocks for a request; EngineRefusal where vLLM would die, ValueError for no question at all."""
     dialect = find_dialect(request.engine)
-    if request.kv_cache_layout != "LBNHC" and not dialect.aligns_blocks:
+    model = find_model(request, dialect)
+    try:
+        return _build_geometry(request, dialect, model)
+    except EngineRefusal:
+        # The length is the first thing that the engine looks at.
+        too_long = check_context(model, dialect, request.max_model_len or 0)
+        if too_long is not None:
+            raise EngineRefusal(too_long) from None
+        raise
+
+
+def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometry:
+    if request.kv_cache_layout != "LBNHC" and not dialect.layouts:
         raise ValueError(
             f"kv_cache_layout: {request.kv_cache_layout!r} is not known to engine {dialect.name}; it came with 0.30"
         )
     if request.replicated_draft and dialect.name != "dark-devotion":
         raise ValueError("speculative_config.replicated_draft: only the planner of dark-devotion knows it")
-    model = find_model(request, dialect)
     check_parallel(request, model, dialect)
-    if request.pipeline_parallel_size > len(model.layers):
-        raise ValueError(
-            f"pipeline_parallel_size: {request.pipeline_parallel_size} stages for {len(model.layers)} layers"
-        )
     check_dtype(request, dialect)
     dtype = resolve_dtype(request, model, dialect)
     backend = choose_backend(request, model, dialect, dtype)
@@ -443,8 +473,9 @@ def build_geometry(request: Request) -> Geometry:
     interleave = request.dcp_kv_cache_interleave_size
     if request.decode_context_parallel_size > 1 and (interleave > size or size % interleave):
         raise EngineRefusal(texts.interleave_uneven(size, interleave))
+    check_layers(request, model)
     bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
-    entries = _entries(builder, model.layers, _draft_layers(request, model))
+    entries = _entries(builder, model.layers, _draft_layers(request, model), bounds)
     if not entries:
         raise ValueError(f"config: none of the layers of model_type {model.family} keeps a cache")
     if request.replicated_draft:
@@ -482,15 +513,22 @@ def _promotes_windows(request: Request, model: Model, dialect: Dialect) -> bool:
     return chunked and (drafts or dialect.version < (0, 20))
 
 
-def _entries(builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer]) -> list[Entry]:
-    specs: dict[Cache, Spec] = {}
+def _entries(
+    builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer], bounds: Sequence[tuple[int, int]]
+) -> list[Entry]:
+    every = [*layers, *drafts]
     entries = []
-    for number, layer in enumerate([*layers, *drafts]):
-        for cache in layer:
-            if cache not in specs:
-                specs[cache] = builder.spec(cache)
+    for first, end in bounds:
+        own = [cache for layer in every[first:end] for cache in layer]
+        here = builder
+        if all(cache.kind == STATE for cache in own) and not builder.dialect.kernel_step:
+            # Each stage fits its states to its own attention layers, and this one has none.
+            size = block_size_of(builder.request, builder.model, builder.backend)
+            here = replace(builder, state_page=0, state_block=size)
+        specs = {cache: here.spec(cache) for cache in dict.fromkeys(own)}
+        for number, layer in enumerate(every[first:end], first):
             name = builder.model.layer_name.format(number)
-            entries.append(Entry(number, specs[cache], number >= len(layers), name))
+            entries.extend(Entry(number, specs[cache], number >= len(layers), name) for cache in layer)
     return entries
 
 
@@ -505,11 +543,7 @@ def _stages(
     for first, end in bounds:
         own = project(groups, first, end, dialect) if len(bounds) > 1 else groups
         held = tuple(entry for entry in entries if first <= entry.layer < end)
-        size = block_bytes(own, request.kv_cache_layout)
-        if size == 0:
-            # A stage whose layers keep no cache; the engine divides by the bytes of its blocks.
-            raise EngineRefusal("integer division or modulo by zero")
-        stages.append(Stage(tuple(own), size, held))
+        stages.append(Stage(tuple(own), block_bytes(own, request.kv_cache_layout, dialect), held))
     return tuple(stages)
 
 
@@ -551,15 +585,15 @@ def derived_context(geometry: Geometry) -> int:
     return context
 
 
-def check_context(geometry: Geometry, context: int) -> str | None:
+def check_context(model: Model, dialect: Dialect, context: int) -> str | None:
     """The engine's refusal of a context above what the config allows, or None."""
-    model = geometry.model
     if model.context is None or context <= model.context:
         return None
     if model.model_max_length is not None and context <= model.model_max_length:
         return None
-    # Models whose config is scaled by a rope factor, one at least, have a float here.
-    derived = str(model.context) if model.family in _UNSCALED_FAMILIES else str(float(model.context))
+    # Since 0.20 the engine keeps it as a float; before, only models that may be scaled by a rope factor had one.
+    scaled = dialect.version >= (0, 20) or model.family not in _UNSCALED_FAMILIES
+    derived = str(float(model.context)) if scaled else str(model.context)
     return texts.context_too_long(context, model.context_key, derived, model.model_max_length)
 
 
@@ -602,9 +636,12 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
     elif context is None:
         context = derived_context(geometry)
     else:
-        error = check_context(geometry, context)
+        error = check_context(geometry.model, geometry.dialect, context)
     error = error or _check_memory(geometry, usable, context)
-    blocks = override or max(0, min(budget // stage.block_bytes for stage, budget in pairs))
+    if error is None and any(stage.block_bytes == 0 for stage in geometry.stages):
+        # A stage whose layers keep no cache: the engine divides by the bytes of its blocks.
+        error = "integer division or modulo by zero"
+    blocks = override or max(0, min(budget // stage.block_bytes for stage, budget in pairs if stage.block_bytes))
     concurrency = blocks / geometry.request_blocks(context)
     tokens = _tokens(geometry, blocks, context, concurrency)
     log = texts.capacity_log(

@@ -206,7 +206,8 @@ def _geometry(search: Search, dtype: str, dcp: int, drafts: int) -> Geometry | N
         geometry.request_blocks(1)
     except EngineRefusal:
         return None
-    return None if check_kernels(geometry) else geometry
+    starts = check_kernels(geometry) is None and all(stage.block_bytes for stage in geometry.stages)
+    return geometry if starts else None
 
 
 def _found(search: Search, geometry: Geometry) -> Iterator[Found]:

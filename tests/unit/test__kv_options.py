@@ -90,7 +90,7 @@ BAD = [
     ),
     (
         {"config": {**LLAMA, "num_hidden_layers": None}},
-        "config: num_hidden_layers is missing; model_type llama cannot be sized without it",
+        "config: num_hidden_layers is null; model_type llama cannot be sized without it",
     ),
     (
         {"config": {**LLAMA, "num_key_value_heads": "2"}},
@@ -100,7 +100,18 @@ BAD = [
         {"config": {**LLAMA, "max_position_embeddings": None}, "max_model_len": -1},
         "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for model_type llama",
     ),
-    ({"pipeline_parallel_size": 5}, "pipeline_parallel_size: 5 stages for 4 layers"),
+    (
+        {"config": {**LLAMA, "model_type": "qwen3", "head_dim": None}},
+        "config: head_dim is null; model_type qwen3 wants an integer, or the key left out",
+    ),
+    (
+        {"config": {**LLAMA, "hidden_size": 130}},
+        "config: hidden_size is 130; model_type llama wants a multiple of num_attention_heads (4)",
+    ),
+    (
+        {"config": {**LLAMA, "layer_types": ["sliding_attention"] * 4}},
+        "config: sliding_window is missing, and layer_types has sliding_attention",
+    ),
     ({"tensor_parallel_size": 5000}, "tensor_parallel_size: 5000 is not allowed; it must be at most 1024"),
     (
         {"config": {**LLAMA, "num_hidden_layers": 10**9}},
