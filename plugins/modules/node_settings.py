@@ -151,9 +151,7 @@ def read_text(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        raise ValueError(
-            f"{path} is no text file (UTF-8), so it could not be brought back; look at it first."
-        ) from None
+        raise ValueError(f"{path} is not UTF-8 text, so it could not be brought back; look at it first.") from None
 
 
 def read_link(path: str) -> str:
@@ -275,9 +273,7 @@ def present(module: AnsibleModule, node: Node, journal_path: str) -> dict[str, t
         if old == score:
             actions.append(f"{unit} has the OOM score {score} already.")
         elif container and not params["shared_kernel"]:
-            actions.append(
-                f"{unit} has the OOM score {old} until its next start: this node is a container ({container})."
-            )
+            actions.append(f"{unit} keeps the OOM score {old} until its next start, because this node is a container.")
         else:
             rescored[unit] = (fact.main_pid, old, score)
             actions.append(f"{unit} gets the OOM score {score} (was {old}); it is not restarted.")
