@@ -43,4 +43,17 @@ options:
       - Quantised projections are unpacked for decoding by every engine, and always count twice.
     type: bool
     default: true
+  enable_expert_parallel:
+    description:
+      - Whether each rank keeps some of the experts whole, not a part of every one. The first ranks keep one more each
+        when the experts cannot be dealt out evenly.
+    type: bool
+    default: false
+  allow_files:
+    description:
+      - Names or patterns of files in formats that can run code when they are loaded (C(*.bin), C(*.pt), C(*.pkl) and
+        the like). Without a name here each of them is a problem; only safetensors have a header that can be checked.
+    type: list
+    elements: str
+    default: []
 """

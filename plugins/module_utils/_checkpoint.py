@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import merge_overrides, owns_indexer
+from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import list_folder, stat_of, unsafe_files
 from ansible_collections.sparkrig.serving.plugins.module_utils._safetensors import (
     DTYPE_BITS,
     Header,
@@ -48,6 +49,7 @@ PARTS = (
 
 # vLLM pads the vocabulary to a multiple of this before it splits it.
 _VOCABULARY_PADDING = 64
+_EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
 _FLOATS = frozenset(("BF16", "F16", "F32"))
 _ENGINE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
 # At most this many names in one sentence.
@@ -56,7 +58,7 @@ _NAMES_SHOWN = 3
 # The decoder's layers, wherever a multimodal wrapper has put them: layer, path to the experts, and the rest.
 _LAYER = re.compile(
     r"(?:model\.|language_model\.|model\.language_model\.|language_model\.model\.)?"
-    r"layers\.(\d+)\.(?:([a-z_.]*experts\.)\d+\.)?(.+)"
+    r"layers\.(\d+)\.(?:([a-z_.]*experts\.)(\d+)\.)?(.+)"
 )
 
 # Linear layers by how vLLM splits them over the ranks: output rows, input columns, or heads of keys and values.
@@ -93,9 +95,18 @@ def parse_object(text: bytes, file: str) -> dict[str, t.Any]:
     return value
 
 
+def _is_size(value: object) -> bool:
+    """Whether *value* is a number of bytes; some writers make a float of it."""
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return whole and t.cast("float", value) >= 0
+
+
 def parse_index(text: bytes, file: str) -> dict[str, str]:
     """Tensor to shard, as the index in *text* has it. No shard may lie outside of the folder."""
-    weight_map = parse_object(text, file).get("weight_map")
+    whole = parse_object(text, file)
+    weight_map, metadata = whole.get("weight_map"), whole.get("metadata")
+    if isinstance(metadata, dict) and not _is_size(metadata.get("total_size", 0)):
+        raise ValueError(f"{file} has the total_size {metadata['total_size']!r}, which is no size; copy it again")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{file} has no weight_map, so nobody knows which shard holds which tensor; copy it again")
     for shard in set(map(str, weight_map.values())):
@@ -109,8 +120,8 @@ class Layout:
     """How an engine will spread the checkpoint over its ranks.
 
     ``mtp`` says that it drafts with the MTP layers that the config promises; ``absorbed_copies`` that it keeps
-    kv_b_proj a second time, transposed for decoding, even when it is not quantised. ``hf_overrides`` is laid over
-    the config first.
+    kv_b_proj a second time, transposed for decoding, even when it is not quantised; ``enable_expert_parallel`` that
+    each rank keeps some of the experts whole, not a part of all. ``hf_overrides`` is laid over the config first.
     """
 
     tensor_parallel_size: int = 1
@@ -118,6 +129,7 @@ class Layout:
     mtp: bool = True
     dtype: str = "auto"
     absorbed_copies: bool = True
+    enable_expert_parallel: bool = False
     hf_overrides: t.Mapping[str, t.Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -136,6 +148,13 @@ LAYOUT_ARGUMENTS: t.Mapping[str, t.Mapping[str, t.Any]] = {
     "hf_overrides": {"type": "dict", "default": {}},
     "mtp": {"type": "bool", "default": True},
     "absorbed_copies": {"type": "bool", "default": True},
+    "enable_expert_parallel": {"type": "bool", "default": False},
+}
+
+
+# And how strictly the files are looked at.
+CHECK_ARGUMENTS: t.Mapping[str, t.Mapping[str, t.Any]] = {
+    "allow_files": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -158,12 +177,15 @@ def stages(layers: int, count: int) -> tuple[int, ...]:
 class Report:
     """What a survey found. Sizes in bytes; ``weights_bytes`` is by rank, in the order of vLLM's ranks.
 
+    ``missing`` are the shards that the index names and nobody has, ``damaged`` is what is wrong with a file, by name.
     ``digests`` is by file: of the header for weights, of the whole file for config and index; ``digest`` is of
     all of them and of the files' sizes.
     """
 
     config: t.Mapping[str, t.Any]
     files: t.Mapping[str, int]
+    missing: t.Sequence[str]
+    damaged: t.Mapping[str, str]
     tensors: int
     total_bytes: int
     bytes_by_dtype: t.Mapping[str, int]
@@ -257,6 +279,9 @@ class Survey:
         sizes = stages(self._layers, layout.pipeline_parallel_size)
         self._stage = [stage for stage, size in enumerate(sizes) for _ in range(size)]
         self._stage_bytes = [0] * len(sizes)
+        # With expert parallelism ranks of one stage differ: what each keeps of the experts, by stage and rank.
+        self._experts = next((_number(text, key, 0) for key in _EXPERT_COUNTS if text.get(key)), 0)
+        self._expert_bytes = [[0] * layout.tensor_parallel_size for _ in sizes]
         self._indexed = weight_map or {}
         self._shards: dict[str, set[str]] | None = None
         if weight_map is not None:
@@ -275,15 +300,29 @@ class Survey:
         self._embedding_bytes = 0
         self._unpacks = False
         self._problems: list[str] = []
+        self._missing: list[str] = []
+        self._damaged: dict[str, str] = {}
 
     def problem(self, sentence: str) -> None:
         """Note what is wrong, once."""
         if sentence not in self._problems:
             self._problems.append(sentence)
 
-    def absent_shards(self, present: t.Container[str]) -> list[str]:
-        """The shards that the index names and that are not *present*."""
-        return sorted(shard for shard in self._shards or () if shard not in present)
+    def note_missing(self, present: t.Container[str], where: str) -> None:
+        """Note the shards that the index names and that are not *present*."""
+        self._missing = sorted(shard for shard in self.shards if shard not in present)
+        for shard in self._missing:
+            self.problem(f"{shard} is missing in {where}, and {INDEX_FILE} names it; copy it there")
+
+    def note_damaged(self, file: str, sentence: str) -> None:
+        """Note a file whose header could not be taken."""
+        self._damaged[file] = sentence
+        self.problem(sentence)
+
+    @property
+    def shards(self) -> t.Iterable[str]:
+        """The shards that the index names."""
+        return self._shards or ()
 
     def is_used(self, file: str) -> bool:
         """Whether the index names *file*; without an index every file counts."""
@@ -321,16 +360,20 @@ class Survey:
             return
         layer = int(match[1])
         # All experts of all layers share a few rules.
-        key = (match[2], match[3], tensor.dtype, tensor.shape)
+        key = (match[2], match[4], tensor.dtype, tensor.shape)
         rule = self._rules.get(key)
         if rule is None:
-            rest = f"{match[2] or ''}{match[3]}"
+            rest = f"{match[2] or ''}{match[4]}"
             rule = self._rules[key] = (_part(rest), self._rank_bytes(rest, tensor))
         part, rank_bytes = rule
         self._seen_layers.add(layer)
         if part == "indexer":
             # What vLLM builds counts, see finish().
             self._indexers.add(layer)
+            rank_bytes = 0
+        elif part == "routed_experts" and self._layout.enable_expert_parallel:
+            if layer < self._layers or layer in self._drafting_layers():
+                self._give_to_owner(self._stage[layer] if layer < self._layers else -1, match[3], rank_bytes)
             rank_bytes = 0
         if layer < self._layers:
             self._parts[part] += size
@@ -341,6 +384,24 @@ class Survey:
         # The main model's embedding and head serve the draft too; its own copies are given back.
         if layer in self._drafting_layers() and part not in ("embeddings", "head"):
             self._stage_bytes[-1] += rank_bytes
+
+    def _give_to_owner(self, stage: int, expert: str | None, size: int) -> None:
+        """A whole expert to the rank that keeps it; a tensor of all experts in parts to all of them.
+
+        The first ranks keep one more each when the experts cannot be dealt out evenly.
+        """
+        ranks = self._layout.tensor_parallel_size
+        each, more = divmod(self._experts, ranks)
+        if each == 0:
+            self.problem(f"{ranks} ranks cannot share {_count(self._experts, 'expert')}; drop enable_expert_parallel")
+        elif expert is None:
+            for rank in range(ranks):
+                self._expert_bytes[stage][rank] += size * (each + (rank < more)) // self._experts
+        else:
+            number = int(expert)
+            first = more * (each + 1)
+            rank = number // (each + 1) if number < first else more + (number - first) // each
+            self._expert_bytes[stage][min(rank, ranks - 1)] += size
 
     def _take_outside(self, name: str, tensor: Tensor) -> None:
         """A tensor of no layer: the embedding on the first stage, head and last norm on the last."""
@@ -371,6 +432,8 @@ class Survey:
         if parameter in ("weight", "bias") and tensor.dtype in _FLOATS:
             bits = 8 * (4 if "indexer.k_norm." in name else self._engine_bytes)
         ranks = self._layout.tensor_parallel_size
+        if self._layout.enable_expert_parallel and _part(name) == "routed_experts":
+            ranks = 1
         if "indexer." in name or not shape:
             axis = None
         elif module in _VOCABULARY:
@@ -480,6 +543,8 @@ class Survey:
         return Report(
             config=self._config,
             files=dict(sorted(self._files.items())),
+            missing=tuple(self._missing),
+            damaged=dict(sorted(self._damaged.items())),
             tensors=len(self._owner),
             total_bytes=self.total_bytes,
             bytes_by_dtype=dict(sorted(self._dtypes.items())),
@@ -493,25 +558,13 @@ class Survey:
                 "bytes": self._parts["mtp"],
             },
             quantization=str(quantization.get("quant_method")) if isinstance(quantization, dict) else None,
-            weights_bytes=tuple(size for size in self._stage_bytes for _ in range(self._layout.tensor_parallel_size)),
+            weights_bytes=tuple(
+                size + experts for size, of_ranks in zip(self._stage_bytes, self._expert_bytes) for experts in of_ranks
+            ),
             digests=digests,
             digest=hashlib.sha256("".join(lines).encode()).hexdigest(),
             problems=tuple(self._problems),
         )
-
-
-def list_folder(folder: str) -> dict[str, str]:
-    """The files of a model folder: name below it to real path. What is hidden (.cache, .git) is no part of it."""
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is no folder on this node; put the checkpoint there, or correct the path")
-    found = {}
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith("."):
-                path = os.path.join(where, name)
-                found[os.path.relpath(path, folder)] = os.path.realpath(path)
-    return dict(sorted(found.items()))
 
 
 @contextmanager
@@ -527,6 +580,7 @@ def _uncollected() -> t.Iterator[None]:
 
 
 def _read(path: str) -> bytes:
+    stat_of(path)
     with open(path, "rb") as stream:
         return stream.read()
 
@@ -541,22 +595,22 @@ def _no_index(where: str, files: int) -> str:
 
 
 class _Headers:
-    """Reads headers, each once if it is asked to keep them, and turns what is wrong into sentences."""
+    """Reads headers, each once if it is asked to keep them, and turns what is wrong into sentences by path."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Header] = {}
-        self.problems: list[str] = []
+        self.problems: dict[str, str] = {}
 
     def read(self, path: str, keep: bool = False) -> Header | None:
         header = self._kept.get(path)
         if header is not None:
             return header
         try:
+            # A pipe would keep its reader waiting forever.
+            stat_of(path)
             header = read_header(path)
-        except FileNotFoundError:
-            self.problems.append(f"{path} does not exist: a link to it leads nowhere; copy the file there")
         except ValueError as error:
-            self.problems.append(str(error))
+            self.problems[path] = str(error)
         else:
             if keep:
                 self._kept[path] = header
@@ -570,6 +624,7 @@ def _survey(
     where: str,
     layout: Layout,
     headers: _Headers,
+    allow_files: t.Iterable[str],
 ) -> tuple[Report, bytes]:
     """The report on *files* (name to path), and the index, which *index* makes when the total size is known.
 
@@ -582,19 +637,23 @@ def _survey(
         survey.problem(f"no {WEIGHTS_SUFFIX} file is in {where}, and nothing else is loaded; copy the weights there")
     elif weight_map is None and len(weights) > 1:
         survey.problem(_no_index(where, len(weights)))
-    absent = survey.absent_shards(files)
-    for shard in absent:
-        survey.problem(f"{shard} is missing in {where}, and {INDEX_FILE} names it; copy it there")
+    survey.note_missing(files, where)
     for name in weights:
         if survey.is_used(name):
             header = headers.read(files[name])
             if header is not None:
                 survey.add(name, header)
-    for problem in headers.problems:
-        survey.problem(problem)
+            else:
+                survey.note_damaged(name, headers.problems[files[name]])
+    unsafe = unsafe_files(files, allow_files)
+    if unsafe:
+        survey.problem(
+            f"{where} holds {_some(unsafe)}: weights in such formats can run code when they are loaded, and have no "
+            "header to check; take them away, or allow them by name (allow_files)"
+        )
     text = index(survey.total_bytes)
     # What else is missing can only be told when everything could be read.
-    complete = bool(weights) and not absent and not headers.problems
+    complete = bool(weights) and all(name in files for name in survey.shards) and not headers.problems
     return survey.finish(text, config, complete), text
 
 
@@ -606,17 +665,17 @@ def _require_config(folder: str, files: t.Mapping[str, str]) -> None:
         )
 
 
-def _survey_as_it_is(folder: str, files: t.Mapping[str, str], layout: Layout) -> Report:
+def _survey_as_it_is(folder: str, files: t.Mapping[str, str], layout: Layout, allow_files: t.Iterable[str]) -> Report:
     _require_config(folder, files)
     index = _read(files[INDEX_FILE]) if INDEX_FILE in files else b""
     weight_map = parse_index(index, files[INDEX_FILE]) if INDEX_FILE in files else None
-    return _survey(files, weight_map, lambda _total: index, folder, layout, _Headers())[0]
+    return _survey(files, weight_map, lambda _total: index, folder, layout, _Headers(), allow_files)[0]
 
 
 @_uncollected()
-def survey_folder(folder: str, layout: Layout = Layout()) -> Report:
-    """The report on one model folder."""
-    return _survey_as_it_is(folder, list_folder(folder), layout)
+def survey_folder(folder: str, layout: Layout = Layout(), allow_files: t.Iterable[str] = ()) -> Report:
+    """The report on one model folder. Files in unsafe formats are a problem unless a pattern of *allow_files* fits."""
+    return _survey_as_it_is(folder, list_folder(folder), layout, allow_files)
 
 
 @dataclass(frozen=True)
@@ -661,12 +720,12 @@ def _base_map(folder: str, files: t.Mapping[str, str], headers: _Headers) -> tup
 
 
 @_uncollected()
-def plan_hybrid(base: str, overlay: str | None, layout: Layout = Layout()) -> Hybrid:
+def plan_hybrid(base: str, overlay: str | None, layout: Layout = Layout(), allow_files: t.Iterable[str] = ()) -> Hybrid:
     """What a hybrid of two folders has to hold. A file of the overlay, config.json included, wins over the base's."""
     base_files = list_folder(base)
     files = {name: ("base", path) for name, path in base_files.items()}
     if overlay is None:
-        return Hybrid(files, None, _survey_as_it_is(base, base_files, layout))
+        return Hybrid(files, None, _survey_as_it_is(base, base_files, layout, allow_files))
     _require_config(base, base_files)
     overlay_files = list_folder(overlay)
     headers = _Headers()
@@ -689,6 +748,6 @@ def plan_hybrid(base: str, overlay: str | None, layout: Layout = Layout()) -> Hy
 
     files.update((name, ("overlay", path)) for name, path in overlay_files.items())
     paths = {name: path for name, (_origin, path) in files.items()}
-    report, text = _survey(paths, weight_map, index, f"{base} and {overlay}", layout, headers)
+    report, text = _survey(paths, weight_map, index, f"{base} and {overlay}", layout, headers, allow_files)
     files.pop(INDEX_FILE, None)
     return Hybrid(dict(sorted(files.items())), text, report)

@@ -66,6 +66,11 @@ config:
   returned: always
   type: dict
   sample: {model_type: deepseek_v3}
+damaged:
+  description: What is wrong with a file, by its name, when its header cannot be taken or does not fit its size.
+  returned: always
+  type: dict
+  sample: {}
 digest:
   description: A SHA-256 of RV(digests) and the files' sizes. Equal on two nodes when both have the same checkpoint.
   returned: always
@@ -87,6 +92,12 @@ indexer_layers:
   type: list
   elements: int
   sample: [0, 1, 2, 6]
+missing:
+  description: The files that the index names and the folder lacks.
+  returned: always
+  type: list
+  elements: str
+  sample: []
 mtp:
   description: The layers for multi-token prediction, behind the last layer of the model.
   returned: always
@@ -148,6 +159,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import (
+    CHECK_ARGUMENTS,
     LAYOUT_ARGUMENTS,
     layout_of,
     survey_folder,
@@ -155,10 +167,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint impor
 
 
 def main() -> None:
-    spec: dict[str, t.Any] = {"path": {"type": "path", "required": True}, **LAYOUT_ARGUMENTS}
+    spec: dict[str, t.Any] = {"path": {"type": "path", "required": True}, **CHECK_ARGUMENTS, **LAYOUT_ARGUMENTS}
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     try:
-        report = survey_folder(module.params["path"], layout_of(module.params))
+        report = survey_folder(module.params["path"], layout_of(module.params), module.params["allow_files"])
     except (OSError, ValueError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, path=module.params["path"], **report.as_dict())

@@ -16,9 +16,11 @@ description:
     Anything that is wrong fails the task with one sentence each.
   - Builds O(path) out of hardlinks, which takes no room and no time. A file of the overlay wins over the base's file
     of the same name, C(config.json) included. The index is written new, out of both indexes and the headers.
+  - What lies on another file system cannot be linked. It is cloned (a reflink) where the file system can do that, and
+    copied where it cannot; C(actions) says so for each file, and the room is checked before the first byte.
   - Never writes through a hardlink, so O(base) and O(overlay) keep every byte.
   - Builds in a folder C(<path>.partial-*) beside O(path) and renames it when it is whole. What an interrupted run left
-    is removed by the next one.
+    is removed by the next one. Two runs with the same content, by digest, build once.
   - Returns what M(sparkrig.serving.checkpoint_info) returns, so that one task says everything about the checkpoint.
 extends_documentation_fragment:
   - sparkrig.serving._attributes
@@ -32,19 +34,24 @@ attributes:
     support: full
 options:
   base:
-    description: The folder of the base checkpoint. It must be on the same file system as O(path).
+    description: The folder of the base checkpoint. Needed for O(state=present).
     type: path
-    required: true
   overlay:
     description:
       - The folder whose files are laid over the base's. Without it O(base) is served as it is.
-      - On another file system than O(path) its files are copied.
     type: path
   path:
     description:
       - The folder to build. Left out, or the same as O(base), when there is no O(overlay); then nothing is built.
       - A folder that stands there and was not built by this module is never touched.
     type: path
+  state:
+    description:
+      - V(present) builds the folder.
+      - V(absent) removes O(path), if this module built it, and what interrupted runs left. O(base) and O(overlay) stay.
+    type: str
+    choices: [present, absent]
+    default: present
 seealso:
   - module: sparkrig.serving.checkpoint_info
 """
@@ -74,67 +81,81 @@ actions:
     - "model-00001-of-00003.safetensors: linked from /srv/models/lab-base"
 path:
   description: The folder to serve.
-  returned: always
+  returned: O(state=present)
   type: str
   sample: /srv/models/lab-hybrid
+up_to_date:
+  description: Whether O(path) was already as it should be.
+  returned: O(state=present)
+  type: bool
 bytes_by_dtype:
   description: See M(sparkrig.serving.checkpoint_info), as for all that follow.
-  returned: always
+  returned: O(state=present)
   type: dict
 bytes_by_part:
   description: The bytes of all tensors by what they are for.
-  returned: always
+  returned: O(state=present)
   type: dict
 config:
   description: The content of C(config.json).
-  returned: always
+  returned: O(state=present)
+  type: dict
+damaged:
+  description: Always empty; a damaged file fails the task.
+  returned: O(state=present)
   type: dict
 digest:
   description: Equal on two nodes when both have the same checkpoint.
-  returned: always
+  returned: O(state=present)
   type: str
 digests:
   description: A SHA-256 by file.
-  returned: always
+  returned: O(state=present)
   type: dict
 files:
   description: The size in bytes of every safetensors file that will be loaded.
-  returned: always
+  returned: O(state=present)
   type: dict
 indexer_layers:
   description: The layers that have a sparse attention indexer in the files.
-  returned: always
+  returned: O(state=present)
   type: list
   elements: int
+missing:
+  description: Always empty; a missing file fails the task.
+  returned: O(state=present)
+  type: list
+  elements: str
 mtp:
   description: The layers for multi-token prediction.
-  returned: always
+  returned: O(state=present)
   type: dict
 problems:
   description: Always empty; a problem fails the task.
-  returned: always
+  returned: O(state=present)
   type: list
   elements: str
 quantization:
   description: The method that C(config.json) names, or null.
-  returned: always
+  returned: O(state=present)
   type: str
 tensors:
   description: How many tensors there are.
-  returned: always
+  returned: O(state=present)
   type: int
 total_bytes:
   description: The bytes of all tensors.
-  returned: always
+  returned: O(state=present)
   type: int
 weights_bytes:
   description: The bytes of weights that each rank keeps, in the order of vLLM's ranks.
-  returned: always
+  returned: O(state=present)
   type: list
   elements: int
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -145,52 +166,115 @@ from dataclasses import dataclass
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import (
+    CHECK_ARGUMENTS,
     INDEX_FILE,
     LAYOUT_ARGUMENTS,
     Hybrid,
     layout_of,
-    list_folder,
     plan_hybrid,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import list_folder
 
 # Tells a folder that this module built. Hidden, so that it is no part of the checkpoint.
 MARKER_FILE = ".sparkrig-checkpoint.json"
 # The most problems that a message spells out.
 PROBLEMS_SHOWN = 5
+# The ioctl by which two files share their blocks until one of them is written, and who knows it.
+FICLONE = 0x40049409
+CLONING_FILE_SYSTEMS = frozenset(("btrfs", "xfs", "bcachefs", "ocfs2"))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the hybrid: how it gets there (link, copy, write), from where, or with which content."""
+    """One file of the hybrid: how it gets there (link, clone, copy, write), from where, or with which content."""
 
     how: str
     source: str
     content: bytes = b""
 
 
-def device_of(path: str) -> int:
-    """The file system of *path*, or of its nearest parent that exists."""
+class Mount(t.NamedTuple):
+    """A line of the mount table: where it is, which device it shows, and the kind of file system."""
+
+    point: str
+    device: str
+    kind: str
+
+
+def mounts() -> list[Mount]:
+    """What is mounted; blanks in a path are written as octal numbers there."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        for line in stream:
+            before, _dash, after = line.partition(" - ")
+            fields = before.split()
+            point = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
+            found.append(Mount(point, fields[2], after.split()[0]))
+    return found
+
+
+def mount_of(path: str, table: t.Sequence[Mount]) -> Mount:
+    """The mount that *path*, or its nearest parent that exists, lies on."""
+    path = os.path.realpath(path)
+    best = Mount("/", "", "")
+    for mount in table:
+        inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
+        # Of two on the same place the later one is seen.
+        if inside and len(mount.point) >= len(best.point):
+            best = mount
+    return best
+
+
+def existing(path: str) -> str:
+    """*path*, or its nearest parent that exists."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
-    return os.stat(path).st_dev
+    return path
 
 
-def entries_of(hybrid: Hybrid, parameters: t.Mapping[str, t.Any], marker: bytes) -> dict[str, Entry]:
+def way(source: str, path: str, table: t.Sequence[Mount]) -> str:
+    """How a file gets into the folder *path*."""
+    from_mount, to_mount = mount_of(source, table), mount_of(path, table)
+    if from_mount == to_mount and os.stat(source).st_dev == os.stat(existing(path)).st_dev:
+        return "link"
+    # The parts of a btrfs are different devices to stat, and one to the mount table.
+    if from_mount.device == to_mount.device and to_mount.kind in CLONING_FILE_SYSTEMS:
+        return "clone"
+    return "copy"
+
+
+def entries_of(hybrid: Hybrid, parameters: t.Mapping[str, t.Any]) -> dict[str, Entry]:
     """Every file that the hybrid has to hold."""
-    device = device_of(parameters["path"])
-    entries = {}
-    for name, (origin, source) in hybrid.files.items():
-        linked = os.stat(source).st_dev == device
-        if not linked and origin == "base":
-            raise ValueError(
-                f"{source} is on another file system than {parameters['path']}, so it cannot be hardlinked, and a copy "
-                "of the whole base would take its size again; choose a path on the base's file system"
-            )
-        entries[name] = Entry("link" if linked else "copy", source)
+    table = mounts()
+    entries = {
+        name: Entry(way(source, parameters["path"], table), source) for name, (_origin, source) in hybrid.files.items()
+    }
     if hybrid.index is not None:
         entries[INDEX_FILE] = Entry("write", "both indexes", hybrid.index)
-    entries[MARKER_FILE] = Entry("write", "this module", marker)
+    marker: dict[str, t.Any] = {name: parameters[name] for name in ("base", "overlay")}
+    marker["digest"] = hybrid.report.digest
+    # A link is known by its inode; a copy by what it was made of.
+    marker["copies"] = {
+        name: [seen.st_size, seen.st_mtime_ns, seen.st_ino]
+        for name, entry in sorted(entries.items())
+        if entry.how in ("clone", "copy")
+        for seen in (os.stat(entry.source),)
+    }
+    content = (json.dumps(marker, sort_keys=True) + "\n").encode()
+    entries[MARKER_FILE] = Entry("write", "this module", content)
     return entries
+
+
+def refuse_without_room(path: str, entries: t.Mapping[str, Entry]) -> None:
+    """Copies take their size again; that there is room for all of them is seen before the first byte."""
+    needed = sum(os.stat(entry.source).st_size for entry in entries.values() if entry.how == "copy")
+    room = os.statvfs(existing(path))
+    free = room.f_bavail * room.f_frsize
+    if needed > free:
+        raise ValueError(
+            f"{path} needs {needed} bytes, as the files lie on another file system and have to be copied, and only "
+            f"{free} are free there; choose a path on the file system of the checkpoint, or free some room"
+        )
 
 
 def is_there(path: str, entry: Entry) -> bool:
@@ -206,13 +290,34 @@ def is_there(path: str, entry: Entry) -> bool:
     return (seen.st_size, seen.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns)
 
 
+def copy(source: str, path: str) -> None:
+    """Every byte of a file, on the disk before it is counted as there."""
+    shutil.copy2(source, path)
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def clone(source: str, path: str) -> None:
+    """The same blocks for a second file; a copy where the file system does not know how after all."""
+    try:
+        with open(source, "rb") as original, open(path, "xb") as stream:
+            fcntl.ioctl(stream.fileno(), FICLONE, original.fileno())
+        shutil.copystat(source, path)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY):
+            raise
+        copy(source, path)
+
+
 def place(path: str, entry: Entry) -> None:
     """Put one file into the folder that is being built, where nothing stands yet."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if entry.how == "link":
         os.link(entry.source, path)
+    elif entry.how == "clone":
+        clone(entry.source, path)
     elif entry.how == "copy":
-        shutil.copy2(entry.source, path)
+        copy(entry.source, path)
     else:
         with open(path, "xb") as stream:
             stream.write(entry.content)
@@ -248,6 +353,14 @@ def refuse_foreign_folder(path: str) -> None:
         )
 
 
+def sync_folder(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def build(path: str, entries: t.Mapping[str, Entry]) -> None:
     """Build the folder beside *path* and rename it into place."""
     parent, name = os.path.split(path)
@@ -257,6 +370,7 @@ def build(path: str, entries: t.Mapping[str, Entry]) -> None:
     try:
         for file, entry in entries.items():
             place(os.path.join(partial, file), entry)
+        sync_folder(partial)
     except OSError:
         shutil.rmtree(partial)
         raise
@@ -265,11 +379,7 @@ def build(path: str, entries: t.Mapping[str, Entry]) -> None:
         replaced = tempfile.mkdtemp(prefix=f"{name}.partial-replaced-", dir=parent)
         os.rename(path, os.path.join(replaced, name))
     os.rename(partial, path)
-    folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(parent)
 
 
 def remove(folders: t.Iterable[str]) -> None:
@@ -279,7 +389,12 @@ def remove(folders: t.Iterable[str]) -> None:
 
 def sentences(module: AnsibleModule, entries: t.Mapping[str, Entry], wrong: set[str], extra: set[str]) -> list[str]:
     """One sentence for each file."""
-    done = {"link": "linked from", "copy": "copied, as its file system is another one, from", "write": "written out of"}
+    done = {
+        "link": "linked from",
+        "clone": "cloned (reflink), as a hardlink cannot reach there, from",
+        "copy": "copied, as its file system is another one, from",
+        "write": "written out of",
+    }
     folders = (module.params["base"], module.params["overlay"])
     told = []
     for name in sorted(entries.keys() - {MARKER_FILE}):
@@ -308,24 +423,26 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
             if inside in (os.path.realpath(path), os.path.realpath(source)):
                 raise ValueError(f"path is {path}, in, around or at {source}; the hybrid needs a folder of its own")
         refuse_foreign_folder(path)
-    hybrid = plan_hybrid(base, overlay, layout_of(parameters))
+    hybrid = plan_hybrid(base, overlay, layout_of(parameters), parameters["allow_files"])
     problems = list(hybrid.report.problems)
     if problems:
         more = len(problems) - PROBLEMS_SHOWN
         tail = [f"and {more} more problems"] if more > 0 else []
         raise ValueError("\n".join(problems[:PROBLEMS_SHOWN] + tail))
-    result = {"changed": False, "path": path, **hybrid.report.as_dict()}
+    result = {"changed": False, "path": path, "up_to_date": True, **hybrid.report.as_dict()}
     if as_it_is:
         return {**result, "actions": [f"{path}: served as it is"]}
 
-    marker = {"base": base, "overlay": overlay, "digest": hybrid.report.digest}
-    entries = entries_of(hybrid, parameters, (json.dumps(marker, sort_keys=True) + "\n").encode())
+    entries = entries_of(hybrid, parameters)
     present = present_files(path)
     wrong = {name for name, entry in entries.items() if not is_there(os.path.join(path, name), entry)}
     extra = present - entries.keys()
     stale = leftovers(path)
     changed = bool(wrong or extra)
+    if changed:
+        refuse_without_room(path, entries)
     result["changed"] = changed or bool(stale)
+    result["up_to_date"] = not result["changed"]
     result["actions"] = [
         *(f"{folder}: removed, an interrupted run had left it" for folder in stale),
         *sentences(module, entries, wrong, extra),
@@ -346,20 +463,41 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     return result
 
 
+def run_absent(module: AnsibleModule) -> dict[str, t.Any]:
+    """Take away the folder that this module built, and nothing else."""
+    path = os.path.normpath(module.params["path"])
+    ours = os.path.exists(os.path.join(path, MARKER_FILE))
+    folders = leftovers(path) + ([path] if ours else [])
+    actions = [f"{folder}: removed" for folder in folders]
+    if os.path.lexists(path) and not ours:
+        actions.append(f"{path}: left alone, it was not built by this module")
+    if not module.check_mode:
+        remove(folders)
+    diff = {"before": "".join(f"{folder}\n" for folder in folders), "after": ""}
+    return {"changed": bool(folders), "path": path, "actions": actions or [f"{path}: not there"], "diff": diff}
+
+
 def describe(entry: Entry) -> str:
     return f"{entry.how} {entry.source}"
 
 
 def main() -> None:
     spec: dict[str, t.Any] = {
-        "base": {"type": "path", "required": True},
+        "base": {"type": "path"},
         "overlay": {"type": "path"},
         "path": {"type": "path"},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        **CHECK_ARGUMENTS,
         **LAYOUT_ARGUMENTS,
     }
-    module = AnsibleModule(argument_spec=spec, required_by={"overlay": ("path",)}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=spec,
+        required_by={"overlay": ("path",)},
+        required_if=[("state", "present", ("base",)), ("state", "absent", ("path",))],
+        supports_check_mode=True,
+    )
     try:
-        result = run(module)
+        result = run(module) if module.params["state"] == "present" else run_absent(module)
     except OSError as error:
         hint = {
             errno.EXDEV: "; base and path are on different mounts, choose a path on the base's file system",

@@ -15,7 +15,6 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint impor
     INDEX_FILE,
     Layout,
     Survey,
-    list_folder,
     merge_index,
     parse_index,
     plan_hybrid,
@@ -23,6 +22,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint impor
     stages,
     survey_folder,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import list_folder
 from ansible_collections.sparkrig.serving.plugins.module_utils._safetensors import Header, Tensor
 from lab import checkpoint
 

@@ -8,21 +8,27 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import typing as t
 from pathlib import Path
+from random import Random
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import CONFIG_FILE, INDEX_FILE
-from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_overlay, checkpoint_info
+from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_info, checkpoint_overlay
 from lab import checkpoint
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 MTP_SHARD = "model-00004-of-00004.safetensors"
 
 ADDED_BY_ANSIBLE = {"gid", "group", "mode", "owner", "size", "state", "uid"}
+
+FOLDERS = {"base": "lab-base", "overlay": "lab-mtp", "path": "hybrid"}
 
 Run = t.Callable[..., "dict[str, t.Any]"]
 
@@ -274,14 +280,146 @@ def test_overlay_on_another_file_system_is_copied(models: Path, build: Run, else
     assert not build(overlay=str(overlay))["changed"]
 
 
-def test_base_on_another_file_system_is_refused(models: Path, build: Run, elsewhere: Path) -> None:
+def test_base_on_another_file_system_is_copied(models: Path, build: Run, elsewhere: Path) -> None:
     base = shutil.copytree(models / "lab-base", elsewhere / "base")
+    predicted = build(check=True, base=str(base))
+    result = build(base=str(base))
+    assert same(predicted, result)
+    assert f"{SHARDS[0]}: copied, as its file system is another one, from {base}" in result["actions"]
+    assert digests(models / "hybrid").items() > {(name, digests(base)[name]) for name in SHARDS}
+    assert not build(base=str(base))["changed"]
+    # The same size and time, but another file: known by its inode.
+    stat = (base / SHARDS[0]).stat()
+    (base / "new").write_bytes((base / SHARDS[0]).read_bytes())
+    os.utime(base / "new", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.replace(base / "new", base / SHARDS[0])
+    assert build(base=str(base))["changed"]
+
+
+def test_copies_without_room_are_refused_before_the_first_byte(
+    models: Path, build: Run, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shutil.copytree(models / "lab-base", elsewhere / "base")
+    real = os.statvfs(models)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*tuple(real)[:4], 1, *tuple(real)[5:])))
+    needed = sum(path.stat().st_size for path in base.iterdir() if path.name != INDEX_FILE)
     result = build(base=str(base))
     assert result["msg"] == (
-        f"{base}/config.json is on another file system than {models}/hybrid, so it cannot be hardlinked, and a copy of "
-        "the whole base would take its size again; choose a path on the base's file system"
+        f"{models}/hybrid needs {needed} bytes, as the files lie on another file system and have to be copied, and "
+        f"only {real.f_frsize} are free there; choose a path on the file system of the checkpoint, or free some room"
     )
     assert not (models / "hybrid").exists()
+
+
+@pytest.mark.parametrize("knows_how", [True, False])
+def test_parts_of_one_file_system_share_blocks(
+    models: Path, build: Run, monkeypatch: pytest.MonkeyPatch, knows_how: bool
+) -> None:
+    table = [
+        checkpoint_overlay.Mount("/", "0:1", "btrfs"),
+        checkpoint_overlay.Mount(str(models / "lab-mtp"), "0:1", "btrfs"),
+    ]
+    calls = []
+
+    def ioctl(target: int, request: int, source: int) -> None:
+        calls.append(request)
+        if not knows_how:
+            raise OSError(95, os.strerror(95))
+        os.sendfile(target, source, 0, os.fstat(source).st_size)
+
+    monkeypatch.setattr(checkpoint_overlay, "mounts", lambda: table)
+    monkeypatch.setattr(checkpoint_overlay.fcntl, "ioctl", ioctl)
+    result = build()
+    assert calls == [checkpoint_overlay.FICLONE]
+    assert (
+        f"{MTP_SHARD}: cloned (reflink), as a hardlink cannot reach there, from {models}/lab-mtp" in result["actions"]
+    )
+    assert digests(models / "hybrid")[MTP_SHARD] == digests(models / "lab-mtp")[MTP_SHARD]
+    assert not build()["changed"]
+
+
+def test_mount_of_a_path() -> None:
+    table = [
+        checkpoint_overlay.Mount("/", "8:1", "ext4"),
+        checkpoint_overlay.Mount("/srv", "8:2", "xfs"),
+        checkpoint_overlay.Mount("/srv", "8:3", "btrfs"),
+    ]
+    assert checkpoint_overlay.mount_of("/srv/models/not/there", table).device == "8:3"
+    assert checkpoint_overlay.mount_of("/srvx", table).device == "8:1"
+
+
+KILLED = """
+import json, os, random, signal, sys, threading
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_overlay
+seconds = float(sys.argv[2])
+threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+with patch_module_args(json.loads(sys.argv[1])):
+    try:
+        checkpoint_overlay.main()
+    finally:
+        os._exit(0)
+"""
+
+
+def test_sigkill_at_random_points(models: Path, build: Run) -> None:
+    """Another overlay before each run, so that each has to build; killed 0 to 60 ms into the work."""
+    random = Random(4)
+    sources = digests(models / "lab-base")
+    overlays = [checkpoint.build(seed)["lab-mtp"] for seed in (1, 2)]
+    arguments = {name: str(models / folder) for name, folder in FOLDERS.items()}
+    killed = 0
+    for attempt in range(24):
+        checkpoint.write(models / "lab-mtp", overlays[attempt % 2])
+        command = [sys.executable, "-c", KILLED, json.dumps(arguments), str(random.uniform(0, 0.06))]
+        done = subprocess.run(command, env={"PYTHONPATH": ".collections"}, stdout=subprocess.DEVNULL)
+        killed += done.returncode == -signal.SIGKILL
+        hybrid = models / "hybrid"
+        if hybrid.exists():
+            weight_map = json.loads((hybrid / INDEX_FILE).read_text())["weight_map"]
+            assert set(weight_map.values()) == {path.name for path in hybrid.glob("*.safetensors")}
+        assert digests(models / "lab-base") == sources
+    assert killed >= 6
+    build()
+    assert not build()["changed"]
+    assert sorted(path.name for path in models.iterdir()) == ["hybrid", "lab-base", "lab-mtp"]
+
+
+def test_absent_removes_the_hybrid_and_nothing_else(models: Path, build: Run) -> None:
+    before = digests(models / "lab-base"), digests(models / "lab-mtp")
+    build()
+    (models / "hybrid.partial-abc").mkdir()
+    predicted = build(check=True, state="absent")
+    assert (models / "hybrid").exists()
+    result = build(state="absent")
+    assert same(predicted, result)
+    assert result["actions"] == [f"{models}/hybrid.partial-abc: removed", f"{models}/hybrid: removed"]
+    assert sorted(path.name for path in models.iterdir()) == ["lab-base", "lab-mtp"]
+    assert (digests(models / "lab-base"), digests(models / "lab-mtp")) == before
+    again = build(state="absent")
+    assert not again["changed"]
+    assert again["actions"] == [f"{models}/hybrid: not there"]
+    foreign = build(state="absent", path=str(models / "lab-base"), overlay=None)
+    assert foreign["actions"] == [f"{models}/lab-base: left alone, it was not built by this module"]
+    assert digests(models / "lab-base") == before[0]
+
+
+def test_weights_that_run_code_are_refused_unless_allowed(models: Path, build: Run) -> None:
+    (models / "lab-base" / "training_args.bin").write_bytes(b"pickle")
+    assert build()["msg"] == (
+        f"{models}/lab-base and {models}/lab-mtp holds training_args.bin: weights in such formats can run code when "
+        "they are loaded, and have no header to check; take them away, or allow them by name (allow_files)"
+    )
+    assert build(allow_files=["training_args.*"])["changed"]
+
+
+def test_a_pipe_is_no_file(models: Path, run: Run) -> None:
+    (models / "lab-base" / SHARDS[1]).unlink()
+    os.mkfifo(models / "lab-base" / SHARDS[1])
+    result = run(checkpoint_info.main, path=str(models / "lab-base"), mtp=False)
+    sentence = f"{models}/lab-base/{SHARDS[1]} is no regular file; a checkpoint holds nothing else, take it away"
+    assert result["problems"] == [sentence]
+    assert result["damaged"] == {SHARDS[1]: sentence}
 
 
 @pytest.mark.parametrize(
@@ -379,6 +517,8 @@ def test_info_reports_problems_without_failing(models: Path, run: Run) -> None:
         f"{SHARDS[1]} is missing in {models}/lab-base, and {INDEX_FILE} names it; copy it there"
     ]
     assert set(result["files"]) == {SHARDS[0], SHARDS[2]}
+    assert result["missing"] == [SHARDS[1]]
+    assert result["damaged"] == {}
 
 
 def test_info_of_no_checkpoint_fails(models: Path, run: Run) -> None:
@@ -390,7 +530,7 @@ def test_info_of_no_checkpoint_fails(models: Path, run: Run) -> None:
 def test_info_says_of_the_hybrid_what_the_build_said(models: Path, build: Run, run: Run) -> None:
     built = build(tensor_parallel_size=2)
     seen = run(checkpoint_info.main, path=str(models / "hybrid"), tensor_parallel_size=2)
-    ignored = {"actions", "diff", "changed", "invocation", *ADDED_BY_ANSIBLE}
+    ignored = {"actions", "diff", "changed", "up_to_date", "invocation", *ADDED_BY_ANSIBLE}
     assert {key: value for key, value in seen.items() if key not in ignored} == {
         key: value for key, value in built.items() if key not in ignored
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import typing as t
@@ -67,10 +68,10 @@ def play(tmp_path: Path, nodes: list[Path]) -> t.Callable[..., str]:
     connection = f"ansible_connection=local ansible_python_interpreter={sys.executable}"
     (tmp_path / "hosts").write_text("".join(f"{node.name} node={node} {connection}\n" for node in nodes))
 
-    def play(*options: str, entry: str = "main") -> str:
+    def play(*options: str, entry: str = "main", **variables: t.Any) -> str:
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(tmp_path / "hosts"), *options]
         done = subprocess.run(
-            [*command, "--extra-vars", f"entry={entry}", str(tmp_path / "play.json")],
+            [*command, "--extra-vars", json.dumps({"entry": entry, **variables}), str(tmp_path / "play.json")],
             env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": ".collections", "ANSIBLE_NOCOLOR": "1"},
             stdout=subprocess.PIPE,
             text=True,
@@ -81,11 +82,12 @@ def play(tmp_path: Path, nodes: list[Path]) -> t.Callable[..., str]:
 
 
 def test_role_builds_once_and_hands_on_the_result(nodes: list[Path], play: t.Callable[..., str]) -> None:
-    assert play("--check").count("changed=1") == 2
+    # The manifest and the hybrid.
+    assert play("--check").count("changed=2") == 2
     assert play(entry="inspect").count("changed=0") == 2
     looked = [json.loads((node / "result.json").read_text()) for node in nodes]
     assert not (nodes[0] / "lab-hybrid").exists()
-    assert play().count("changed=1") == 2
+    assert play().count("changed=2") == 2
     assert play().count("changed=0") == 2
     results = [json.loads((node / "result.json").read_text()) for node in nodes]
     assert results == looked
@@ -100,8 +102,34 @@ def test_role_builds_once_and_hands_on_the_result(nodes: list[Path], play: t.Cal
 def test_node_with_other_weights_is_named(nodes: list[Path], play: t.Callable[..., str]) -> None:
     config = json.loads((nodes[1] / "lab-base" / "config.json").read_text())
     checkpoint.write(nodes[1] / "lab-base", {"config.json": checkpoint.json_text({**config, "rope_theta": 1.0})})
-    said = " ".join(play().split())
+    said = " ".join(play(checkpoint_spread=False).split())
+    size = (nodes[0] / "lab-base" / "config.json").stat().st_size
     assert (
-        f"spark2 holds another checkpoint in {nodes[1]}/lab-base and {nodes[1]}/lab-mtp than spark1, in config.json; "
-        "copy what differs from spark1 to spark2"
+        f"The nodes do not hold the same checkpoint. spark2: 1 file of {nodes[1]}/lab-base ({size / 1024:.1f} KiB) to "
+        "be copied: config.json. Copy them from spark1, or set checkpoint_spread to true."
     ) in said
+    assert not (nodes[0] / "lab-hybrid").exists()
+
+
+def test_checkpoint_that_nobody_has(nodes: list[Path], play: t.Callable[..., str]) -> None:
+    for node in nodes:
+        shutil.rmtree(node / "lab-mtp")
+    for entry in ("inspect", "main"):
+        said = " ".join(play(entry=entry).split())
+        assert f"{nodes[0]}/lab-mtp" in said
+        assert "checkpoint_download_command" in said
+
+
+def test_only_extra_files_are_removed_and_only_when_asked(nodes: list[Path], play: t.Callable[..., str]) -> None:
+    stray = nodes[1] / "lab-base" / "old.safetensors"
+    stray.write_bytes(b"old")
+    assert f"{stray}: no part of the checkpoint; removed with checkpoint_remove_unused: true" in " ".join(
+        play().split()
+    )
+    assert stray.exists()
+    play("--check", checkpoint_remove_unused=True)
+    assert stray.exists()
+    play(checkpoint_remove_unused=True)
+    assert not stray.exists()
+    assert not (nodes[1] / "lab-hybrid" / "old.safetensors").exists()
+    assert (nodes[1] / "lab-base" / "config.json").exists()
