@@ -67,7 +67,7 @@ def play(playbook: str, variables: dict[str, t.Any] | None = None, options: Sequ
     return Outcome(result.returncode, result.stdout, parse_recap(result.stdout))
 
 
-def play_until(playbook: str, task: str, seconds: float) -> str:
+def play_until(playbook: str, task: str, seconds: float, variables: dict[str, t.Any] | None = None) -> str:
     """Run *playbook*, and kill it *seconds* after *task* has begun, with everything that it started.
 
     *task* is the beginning of "role : name", as the play shows it.
@@ -75,7 +75,7 @@ def play_until(playbook: str, task: str, seconds: float) -> str:
     Returns what it printed. Raises AssertionError when the run ends by itself before that.
     """
     process = subprocess.Popen(
-        _command(playbook, {}, ()),
+        _command(playbook, variables or {}, ()),
         cwd=PROJECT,
         env=_environment(),
         stdout=subprocess.PIPE,

@@ -15,12 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._roce_rules import roce_problems
 from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import (
     Patch,
     parse_wheel_name,
 )
 
 __all__ = [
+    "BuildPlan",
     "Description",
     "LockEntry",
     "Manifest",
@@ -47,6 +49,7 @@ BUILD_FORMAT = 1
 MANIFEST_FORMAT = 1
 MACHINES = ("aarch64", "x86_64")
 SLIM_ACTIONS = ("drop", "strip")
+SOURCE_KINDS = ("wheel", "git", "path")
 _DIGEST_LENGTH = 16
 _OLDEST_GLIBC_MINOR = {"x86_64": 5, "aarch64": 17}
 # What PEP 600 calls the older names of three glibc versions.
@@ -57,17 +60,40 @@ _GLIBC = re.compile(r"^2\.(?P<minor>\d+)$")
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
 _REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)(?P<rest>.*)$")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})(?=\s|$)")
+_REPOSITORY = re.compile(r"^(https|ssh|file)://\S+$")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_ARCHITECTURES = re.compile(r"^\d+\.\d[a-z]?([ ;]\d+\.\d[a-z]?)*$")
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the vLLM wheel comes from: an index (``wheel``) or a folder with all wheels (``path``)."""
+    """Where a wheel comes from: an index (``wheel``), a folder with all wheels (``path``), a repository (``git``)."""
 
     kind: str
     name: str
     version: str
     directory: str | None
+    repository: str | None = None
+    commit: str | None = None
+    submodules: bool = False
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """How wheels are built from ``git`` sources, and what a build may take of the build host."""
+
+    # Pins of the build's own environment; empty means what the source's pyproject.toml asks for.
+    requires: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    cuda_arch_list: str | None = None
+    cuda_home: str | None = None
+    # None: as many as fit into the memory, at job_bytes each.
+    max_jobs: int | None = None
+    job_bytes: int = 4 * 1024**3
+    # None: what is free, less what everything else on the host needs.
+    memory_max_bytes: int | None = None
+    timeout_s: int = 14400
 
 
 @dataclass(frozen=True)
@@ -93,6 +119,17 @@ class Description:
     lock: str
     fallback_index_urls: tuple[str, ...]
     slim: tuple[SlimRule, ...]
+    # More packages that are built from repositories, and how.
+    packages: tuple[Source, ...] = ()
+    build: BuildPlan = BuildPlan()
+    # Whether a hunk may stand at another line than it says, if its lines stand there and nowhere else.
+    patches_moved: bool = False
+
+    @property
+    def git_sources(self) -> tuple[Source, ...]:
+        """Everything that has to be built, vLLM last: what it builds against may be among the others."""
+        own = (self.source,) if self.source.kind == "git" else ()
+        return (*self.packages, *own)
 
 
 @dataclass(frozen=True)
@@ -176,22 +213,87 @@ def minor_version(text: str) -> str:
     return match[1]
 
 
-def _source(value: object) -> Source:
-    data = _mapping(value, "runtime.source", ("kind", "name", "version", "directory"))
-    kind = _text(data, "kind", "runtime.source")
-    if kind == "git":
-        raise ValueError(
-            "runtime.source.kind is 'git': building vLLM from its source is not there yet; use 'wheel' (an index) or"
-            " 'path' (a folder of wheels)"
-        )
-    if kind not in ("wheel", "path"):
-        raise ValueError(f"runtime.source.kind is {kind!r}, expected 'wheel' or 'path'")
-    directory = data.get("directory")
+def _source(value: object, what: str = "runtime.source", kinds: Sequence[str] = SOURCE_KINDS) -> Source:
+    keys = ("kind", "name", "version", "directory", "repository", "commit", "submodules")
+    data = _mapping(value, what, keys)
+    kind = _text(data, "kind", what)
+    if kind not in kinds:
+        raise ValueError(f"{what}.kind is {kind!r}, expected {' or '.join(repr(item) for item in kinds)}")
+    for key, owner in (("directory", "path"), ("repository", "git"), ("commit", "git"), ("submodules", "git")):
+        if data.get(key) is not None and kind != owner:
+            raise ValueError(f"{what}.{key} is for the kind {owner!r}, not for {kind!r}")
+    name, version = _text(data, "name", what), _text(data, "version", what)
     if kind == "path":
-        directory = _text(data, "directory", "runtime.source")
-    elif directory is not None:
-        raise ValueError("runtime.source.directory is for the kind 'path', not for 'wheel'")
-    return Source(kind, _text(data, "name", "runtime.source"), _text(data, "version", "runtime.source"), directory)
+        return Source(kind, name, version, _text(data, "directory", what))
+    if kind == "wheel":
+        return Source(kind, name, version, None)
+    repository, commit = _text(data, "repository", what), _text(data, "commit", what)
+    if not _REPOSITORY.match(repository):
+        raise ValueError(f"{what}.repository is {repository!r}, expected https://, ssh:// or file://")
+    if not _COMMIT.match(commit):
+        raise ValueError(
+            f"{what}.commit is {commit!r}, expected all 40 hexadecimal digits: a branch can be another one tomorrow"
+        )
+    submodules = data.get("submodules", False)
+    if not isinstance(submodules, bool):
+        raise ValueError(f"{what}.submodules is {submodules!r}, expected true or false")
+    return Source(kind, name, version, None, repository, commit, submodules)
+
+
+def _packages(value: object) -> tuple[Source, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise ValueError(f"runtime.packages is {value!r}, expected a list of git sources")
+    packages = tuple(_source(item, f"runtime.packages[{number}]", ("git",)) for number, item in enumerate(value))
+    names = [normalized(package.name) for package in packages]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"runtime.packages has {name} twice")
+    return packages
+
+
+def _count(data: Mapping[str, Any], key: str, default: int | None) -> int | None:
+    value = data.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"runtime.build.{key} is {value!r}, expected a whole number above 0")
+    return value
+
+
+def _build_plan(value: object) -> BuildPlan:
+    usual = BuildPlan()
+    keys = ("requires", "environment", "cuda_arch_list", "cuda_home", "max_jobs", "job_bytes", "memory_max_bytes")
+    data = _mapping(value, "runtime.build", (*keys, "timeout_s"))
+    requires = _texts(data.get("requires", []), "runtime.build.requires")
+    for item in requires:
+        if not _REQUIREMENT.match(item):
+            raise ValueError(f"runtime.build.requires has {item!r}, expected NAME==VERSION")
+    environment = _mapping_of_texts(data.get("environment", {}), "runtime.build.environment")
+    architectures = data.get("cuda_arch_list")
+    if architectures is not None and not (isinstance(architectures, str) and _ARCHITECTURES.match(architectures)):
+        raise ValueError(f"runtime.build.cuda_arch_list is {architectures!r}, expected a text such as '12.1a'")
+    home = data.get("cuda_home")
+    if home is not None and not (isinstance(home, str) and home.startswith("/")):
+        raise ValueError(f"runtime.build.cuda_home is {home!r}, expected an absolute path")
+    return BuildPlan(
+        requires=requires,
+        environment=environment,
+        cuda_arch_list=architectures,
+        cuda_home=home,
+        max_jobs=_count(data, "max_jobs", None),
+        job_bytes=_count(data, "job_bytes", None) or usual.job_bytes,
+        memory_max_bytes=_count(data, "memory_max_bytes", None),
+        timeout_s=_count(data, "timeout_s", None) or usual.timeout_s,
+    )
+
+
+def _mapping_of_texts(value: object, what: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} is {value!r}, expected a dictionary")
+    for name, item in value.items():
+        if not isinstance(name, str) or not _VARIABLE.match(name) or not isinstance(item, str):
+            raise ValueError(f"{what} has {name!r}: {item!r}, expected names of variables with texts")
+    return tuple(sorted((str(name), str(item)) for name, item in value.items()))
 
 
 def _slim(value: object) -> tuple[SlimRule, ...]:
@@ -226,6 +328,8 @@ def description_from(value: object) -> Description:
             "lock",
             "fallback_index_urls",
             "slim",
+            "packages",
+            "build",
         ),
     )
     python = data.get("python")
@@ -237,7 +341,11 @@ def description_from(value: object) -> Description:
     glibc = _text(data, "glibc", "runtime")
     if not _GLIBC.match(glibc):
         raise ValueError(f"runtime.glibc is {glibc!r}, expected a text such as '2.34'")
-    patches = _mapping(data.get("patches", {"series": "", "files": []}), "runtime.patches", ("series", "files"))
+    none: dict[str, Any] = {"series": "", "files": []}
+    patches = _mapping(data.get("patches", none), "runtime.patches", ("series", "files", "moved"))
+    moved = patches.get("moved", False)
+    if not isinstance(moved, bool):
+        raise ValueError(f"runtime.patches.moved is {moved!r}, expected true or false")
     files = _texts(patches.get("files", []), "runtime.patches.files")
     series = _text(patches, "series", "runtime.patches", default="")
     if files:
@@ -257,6 +365,9 @@ def description_from(value: object) -> Description:
         lock=_plain(_text(data, "lock", "runtime"), "runtime.lock"),
         fallback_index_urls=urls,
         slim=_slim(data.get("slim", [])),
+        packages=_packages(data.get("packages", [])),
+        build=_build_plan(data.get("build", {})),
+        patches_moved=moved,
     )
 
 
@@ -271,7 +382,7 @@ def digest_of(description: Description, target: Target, lock: str, patches: Sequ
             f"the patches given are {[patch.name for patch in patches]}, the description names"
             f" {list(description.patch_files)}"
         )
-    content = {
+    content: dict[str, Any] = {
         "format": BUILD_FORMAT,
         "target": asdict(target),
         "source": {"name": normalized(description.source.name), "version": description.source.version},
@@ -280,6 +391,15 @@ def digest_of(description: Description, target: Target, lock: str, patches: Sequ
         "lock": [[entry.name, entry.version, sorted(entry.hashes)] for entry in parse_lock(lock)],
         "slim": [[rule.action, list(rule.paths)] for rule in description.slim],
     }
+    if description.git_sources:
+        plan = description.build
+        content["git"] = [
+            [normalized(source.name), source.version, source.commit, source.submodules]
+            for source in description.git_sources
+        ]
+        content["build"] = [sorted(plan.requires), sorted(plan.environment), plan.cuda_arch_list]
+    if description.patches_moved:
+        content["moved"] = True
     return hashlib.sha256(_canonical(content)).hexdigest()[:_DIGEST_LENGTH]
 
 
@@ -401,6 +521,8 @@ def manifest_from_json(data: bytes) -> Manifest:
 def environment_text(variables: Mapping[str, Any]) -> str:
     """The content of an EnvironmentFile= with these variables; ValueError names the one that cannot be in it."""
     lines = ["# Managed by sparkrig.serving. Changes are overwritten."]
+    for problem in roce_problems(variables, where="runtime_environment.", shared=True):
+        raise ValueError(problem)
     for name in sorted(variables):
         value = variables[name]
         if not _VARIABLE.match(name):
@@ -408,11 +530,6 @@ def environment_text(variables: Mapping[str, Any]) -> str:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise ValueError(f"the environment has {name}: {value!r}, expected a text (write '1' for a switch)")
         text = str(value)
-        if name == "NCCL_IB_DISABLE" and text.strip() not in ("", "0"):
-            raise ValueError(
-                f"the environment has NCCL_IB_DISABLE: {text!r}, which turns RDMA off: the ranks would talk over TCP at"
-                " a fraction of the speed; remove it"
-            )
         if re.search(r"[\x00-\x1f\x7f]", text):
             raise ValueError(f"the environment has {name}: {text!r}; a value is one line of printable text")
         escaped = text.replace("\\", "\\\\").replace('"', '\\"')

@@ -49,16 +49,39 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     tree_sha256,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_elf import strip_elf
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import (
+    Built,
+    Limits,
+    build_key,
+    build_wheel,
+    find_built,
+)
 from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import (
     Patch,
+    PatchedWheel,
+    local_version,
     parse_wheel_name,
     patch_wheel,
 )
 
-__all__ = ["Archive", "BuildError", "Request", "build", "entry_point_script", "find_archive", "member_target"]
+__all__ = [
+    "LOCK_NAME",
+    "Archive",
+    "BuildError",
+    "Request",
+    "build",
+    "built_wheels",
+    "entry_point_script",
+    "export_wheelhouse",
+    "find_archive",
+    "member_target",
+    "pack",
+]
 
 VERSION_FILE = "vllm/_version.py"
 MANIFEST_NAME = "manifest.json"
+# A wheelhouse's own lock.
+LOCK_NAME = "lock.txt"
 _FILE_MODE, _PROGRAM_MODE = 0o444, 0o555
 _CHUNK_BYTES = 1 << 20
 # How many archives stay in the cache.
@@ -86,6 +109,11 @@ class Request:
     pip_python: str
     # An interpreter of the target's minor version that byte-compiles, or None: then the nodes compile as they import.
     compile_python: str | None
+    # A folder with everything (wheels, built/): then nothing is fetched and nothing is compiled.
+    wheelhouse: Path | None = None
+    # What a build from source may take, and the variables of the user that it may see.
+    limits: Limits | None = None
+    inherited: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -264,30 +292,39 @@ def _fetch(request: Request, entries: Sequence[LockEntry], wheels: Path) -> None
                 path.replace(wheels / path.name)
 
 
+def _lacks(folder: Path, entries: Sequence[LockEntry], found: Mapping[str, Path]) -> BuildError:
+    missing = [entry for entry in entries if entry.name not in found]
+    names = ", ".join(f"{entry.name} {entry.version}" for entry in missing[:5])
+    return BuildError(
+        f"{folder} lacks {len(missing)} of {len(entries)} wheels of the lock with the right version, platform and"
+        f" SHA-256: {names}{' and more' if len(missing) > 5 else ''}"
+    )
+
+
 def _wheels(request: Request, cache: Path) -> dict[str, Path]:
     """One wheel for each entry of the lock, fetched when it is not there yet."""
     entries = parse_lock(request.lock)
     source = request.description.source
     wanted = {entry.name: entry for entry in entries}
     own = wanted.get(normalized(source.name))
-    if own is None or own.version != source.version:
+    if source.kind != "git" and (own is None or own.version != source.version):
         has = f"version {own.version}" if own is not None else "none"
         raise BuildError(
             f"the lock {request.description.lock} has {has} of {source.name}, the runtime wants {source.version}:"
             " compile the lock again or correct runtime.source"
         )
-    if source.directory is not None:
-        folder = Path(source.directory).expanduser()
-        if not folder.is_dir():
-            raise BuildError(f"runtime.source.directory {folder} is not a folder on the build host")
-        found = _choose(folder, entries, request.target)
-        missing = [entry for entry in entries if entry.name not in found]
-        if missing:
-            names = ", ".join(f"{entry.name} {entry.version}" for entry in missing[:5])
-            raise BuildError(
-                f"{folder} lacks {len(missing)} of {len(entries)} wheels of the lock with the right version, platform"
-                f" and SHA-256: {names}{' and more' if len(missing) > 5 else ''}"
-            )
+    twice = [item.name for item in request.description.git_sources if normalized(item.name) in wanted]
+    if twice:
+        raise BuildError(
+            f"the lock {request.description.lock} has {', '.join(twice)}, which is built from git: take it out"
+        )
+    directory = Path(source.directory).expanduser() if source.directory is not None else request.wheelhouse
+    if directory is not None:
+        if not directory.is_dir():
+            raise BuildError(f"the folder of wheels {directory} is not a folder on the build host")
+        found = _choose(directory, entries, request.target)
+        if len(found) < len(entries):
+            raise _lacks(directory, entries, found)
         return found
     folder = cache / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -300,6 +337,73 @@ def _wheels(request: Request, cache: Path) -> dict[str, Path]:
         if lost:
             raise BuildError(f"pip fetched no wheel for {', '.join(lost)} that runs on {request.target}")
     return found
+
+
+def built_wheels(request: Request, cache: Path) -> dict[str, Built]:
+    """The wheel of every git source, built here unless it was built before or carried here."""
+    description, target = request.description, request.target
+    result: dict[str, Built] = {}
+    house = request.wheelhouse
+    folders = ([house / "built"] if house is not None else []) + [cache / "built"]
+    options = ["--find-links", str(cache / "wheels")] if (cache / "wheels").is_dir() else []
+    for url in description.fallback_index_urls:
+        options += ["--extra-index-url", url]
+    for source in description.git_sources:
+        main = source is description.source
+        patches = request.patches if main else ()
+        prefix = description.local_version if main else ""
+        version = local_version(source.version, prefix, patches)
+        key = build_key(source, description.build, target, version, patches)
+        built = find_built(folders, key)
+        if built is None and house is not None:
+            raise BuildError(
+                f"the wheelhouse {house} has no {source.name} {version} built from the commit {source.commit}"
+                f" (built/{key}): export it again on the host that built it"
+            )
+        if built is None:
+            if request.limits is None:
+                raise BuildError(f"{source.name} would have to be built, and no limits for a build were given")
+            built = build_wheel(
+                source,
+                description.build,
+                target,
+                patches,
+                prefix,
+                description.patches_moved,
+                request.compile_python,
+                request.pip_python,
+                options,
+                request.limits,
+                cache / "built",
+                request.inherited,
+            )
+        result[normalized(source.name)] = built
+    return result
+
+
+def export_wheelhouse(request: Request, cache: Path, folder: Path) -> tuple[str, ...]:
+    """Put all that ``request`` is built from into ``folder``; returns what was not there yet."""
+    wheels = _wheels(request, cache)
+    built = built_wheels(request, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = [(path, folder / path.name) for path in wheels.values()]
+    for item in built.values():
+        made = Path(item.path).parent
+        copies += [(path, folder / "built" / made.name / path.name) for path in sorted(made.iterdir())]
+    added = []
+    for path, target in copies:
+        if target.is_file() and _sha256_of(target) == _sha256_of(path):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(path, partial)
+        partial.replace(target)
+        added.append(target.name)
+    lock = folder / LOCK_NAME
+    if not lock.is_file() or lock.read_text() != request.lock:
+        lock.write_text(request.lock)
+        added.append(lock.name)
+    return tuple(added)
 
 
 # --- the tree ---------------------------------------------------------------------------------------------------
@@ -544,7 +648,7 @@ def _tar_info(path: str, mode: int, size: int = 0, link: str | None = None) -> t
     return info
 
 
-def _pack(root: Path, manifest: Manifest, out: BinaryIO) -> tuple[str, int]:
+def pack(root: Path, manifest: Manifest, out: BinaryIO) -> tuple[str, int]:
     """Write the archive: the manifest first, so that a node can check each file as it arrives."""
     writer = _HashingWriter(out)
     text = manifest_to_json(manifest)
@@ -606,21 +710,30 @@ def build(request: Request, cache: Path) -> tuple[Archive, bool]:
             return now
 
         clock = time.monotonic()
-        wheels = _wheels(request, cache)
+        built = built_wheels(request, cache)
+        if built:
+            clock = took("source", clock)
+        wheels = {**_wheels(request, cache), **{name: Path(item.path) for name, item in built.items()}}
         clock = took("wheels", clock)
         source = normalized(request.description.source.name)
         packages = f"lib/python{request.target.python}/site-packages"
         with tempfile.TemporaryDirectory(prefix=f".work-{digest}-", dir=cache) as name:
             work, root = Path(name), Path(name, "tree")
-            patched = patch_wheel(
-                wheels[source],
-                work,
-                request.patches,
-                distribution="vllm",
-                prefix=request.description.local_version,
-                version_file=VERSION_FILE,
-            )
-            wheels[source] = Path(patched.path)
+            patched: Built | PatchedWheel
+            if source in built:
+                # Patched as a tree, before it was built.
+                patched = built[source]
+            else:
+                patched = patch_wheel(
+                    wheels[source],
+                    work,
+                    request.patches,
+                    distribution="vllm",
+                    prefix=request.description.local_version,
+                    version_file=VERSION_FILE,
+                    moved=request.description.patches_moved,
+                )
+                wheels[source] = Path(patched.path)
             clock = took("patch", clock)
             installed = _install(request, wheels.values(), root)
             clock = took("install", clock)
@@ -641,7 +754,7 @@ def build(request: Request, cache: Path) -> tuple[Archive, bool]:
             path, info_path = _paths(cache, digest)
             partial = path.with_suffix(".tar.partial")
             with partial.open("wb") as out:
-                archive_sha256, archive_bytes = _pack(root, manifest, out)
+                archive_sha256, archive_bytes = pack(root, manifest, out)
             # The description goes first and comes last: an archive without it does not count.
             info_path.unlink(missing_ok=True)
             partial.replace(path)

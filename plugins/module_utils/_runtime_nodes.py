@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -335,51 +335,51 @@ def _write_file(path: Path, mode: int, size: int, members: _Members) -> str:
     return total.hexdigest()
 
 
-def _unpack(archive: Path, partial: Path, digest: str, expected_sha256: str) -> Manifest:
+def _unpack(handle: BinaryIO, what: str, partial: Path, digest: str, expected_sha256: str) -> Manifest:
     """Unpack into ``partial``, checking each file as it passes; TreeError names the first that is wrong."""
-    what = f"the archive {archive}"
-    with archive.open("rb", buffering=_CHUNK_BYTES) as handle:
-        members = _Members(handle, what)
-        first = members.next()
-        if first is None or first[0] != tarfile.REGTYPE:
-            raise TreeError(f"{what} does not start with {MANIFEST_NAME}")
-        text = members.exactly(first[1])
-        members.pad(first[1])
-        try:
-            manifest = manifest_from_json(text)
-        except ValueError as exc:
-            raise TreeError(f"{what}: {exc}") from exc
-        if manifest.digest != digest or manifest.tree_sha256 != expected_sha256:
-            raise TreeError(
-                f"{what} holds the runtime {manifest.digest} with the tree {manifest.tree_sha256}, expected {digest}"
-                f" with {expected_sha256}"
-            )
-        partial.mkdir()
-        (partial / MANIFEST_NAME).write_bytes(text)
-        (partial / MANIFEST_NAME).chmod(0o444)
-        made = {""}
-        for entry in manifest.entries:
-            member = members.next()
-            kind = tarfile.SYMTYPE if entry.link is not None else tarfile.REGTYPE
-            if member is None or member[0] != kind or member[1] != entry.size:
-                raise TreeError(f"{what} has something else where its manifest has {entry.path}")
-            folder = os.path.dirname(entry.path)
-            if folder not in made:
-                os.makedirs(partial / folder, exist_ok=True)
-                made.add(folder)
-            if entry.link is not None:
-                (partial / entry.path).symlink_to(entry.link)
-            elif _write_file(partial / entry.path, entry.mode, entry.size, members) != entry.sha256:
-                raise TreeError(f"{what} is damaged at {entry.path}: other content than its manifest says")
-        if members.next() is not None:
-            raise TreeError(f"{what} has more than its manifest says")
+    members = _Members(handle, what)
+    first = members.next()
+    if first is None or first[0] != tarfile.REGTYPE:
+        raise TreeError(f"{what} does not start with {MANIFEST_NAME}")
+    text = members.exactly(first[1])
+    members.pad(first[1])
+    try:
+        manifest = manifest_from_json(text)
+    except ValueError as exc:
+        raise TreeError(f"{what}: {exc}") from exc
+    if manifest.digest != digest or manifest.tree_sha256 != expected_sha256:
+        raise TreeError(
+            f"{what} holds the runtime {manifest.digest} with the tree {manifest.tree_sha256}, expected {digest}"
+            f" with {expected_sha256}"
+        )
+    partial.mkdir()
+    (partial / MANIFEST_NAME).write_bytes(text)
+    (partial / MANIFEST_NAME).chmod(0o444)
+    made = {""}
+    for entry in manifest.entries:
+        member = members.next()
+        kind = tarfile.SYMTYPE if entry.link is not None else tarfile.REGTYPE
+        if member is None or member[0] != kind or member[1] != entry.size:
+            raise TreeError(f"{what} has something else where its manifest has {entry.path}")
+        folder = os.path.dirname(entry.path)
+        if folder not in made:
+            os.makedirs(partial / folder, exist_ok=True)
+            made.add(folder)
+        if entry.link is not None:
+            (partial / entry.path).symlink_to(entry.link)
+        elif _write_file(partial / entry.path, entry.mode, entry.size, members) != entry.sha256:
+            raise TreeError(f"{what} is damaged at {entry.path}: other content than its manifest says")
+    if members.next() is not None:
+        raise TreeError(f"{what} has more than its manifest says")
     for folder, _folders, _files in os.walk(partial):
         os.chmod(folder, 0o555)
     return manifest
 
 
-def install(layout: Layout, archive: Path, digest: str, expected_sha256: str, full: bool = False) -> Manifest:
-    """Unpack ``archive`` as the tree ``digest``; a damaged tree of that name is replaced.
+def install(
+    layout: Layout, archive: Path | Callable[[], BinaryIO], digest: str, expected_sha256: str, full: bool = False
+) -> Manifest:
+    """Unpack ``archive``, a file or what opens a stream, as the tree ``digest``; a damaged tree there is replaced.
 
     Whatever goes wrong, what was there stays as it was and nothing half-made is left. ``full`` is how closely a tree
     of that name is looked at before it counts as good.
@@ -394,7 +394,9 @@ def install(layout: Layout, archive: Path, digest: str, expected_sha256: str, fu
         os.close(lock)
 
 
-def _install_alone(layout: Layout, archive: Path, digest: str, expected_sha256: str, full: bool) -> Manifest:
+def _install_alone(
+    layout: Layout, archive: Path | Callable[[], BinaryIO], digest: str, expected_sha256: str, full: bool
+) -> Manifest:
     tree = layout.tree(digest)
     if check_tree(tree, expected_sha256, full) is None:
         manifest = load_manifest(tree)
@@ -405,7 +407,12 @@ def _install_alone(layout: Layout, archive: Path, digest: str, expected_sha256: 
     # Folders become 0755 until they are read-only; files get their own modes, which have no bit of this.
     before = os.umask(0o022)
     try:
-        manifest = _unpack(archive, partial, digest, expected_sha256)
+        if isinstance(archive, Path):
+            with archive.open("rb", buffering=_CHUNK_BYTES) as handle:
+                manifest = _unpack(handle, f"the archive {archive}", partial, digest, expected_sha256)
+        else:
+            with archive() as handle:
+                manifest = _unpack(handle, "what the other node sends", partial, digest, expected_sha256)
     except OSError as exc:
         remove_tree(partial)
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):

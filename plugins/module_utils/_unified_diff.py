@@ -183,7 +183,7 @@ def _elsewhere(lines: list[bytes], wanted: tuple[bytes, ...], at: int) -> str:
     return f" (the lines that it expects stand at line {nearest + 1}: the diff was made for another version)"
 
 
-def _apply(patch: FilePatch, data: bytes, reverse: bool) -> bytes:
+def _apply(patch: FilePatch, data: bytes, reverse: bool, moved: bool = False) -> bytes:
     lines = _split(data)
     result: list[bytes] = []
     done = 0
@@ -192,6 +192,9 @@ def _apply(patch: FilePatch, data: bytes, reverse: bool) -> bytes:
         start = hunk.new_start if reverse else hunk.old_start
         # A side without lines names the line after which it stands.
         at = start - 1 if wanted else start
+        if moved and wanted:
+            places = _places(lines, wanted)
+            at = places[0] if len(places) == 1 else at
         what = f"hunk {hunk.number} ({hunk.header})"
         if at < done:
             raise PatchError(f"{what} overlaps the hunk before it or is out of order")
@@ -215,9 +218,10 @@ def _apply(patch: FilePatch, data: bytes, reverse: bool) -> bytes:
     return b"".join(result + lines[done:])
 
 
-def apply_patch(patch: FilePatch, data: bytes | None) -> bytes | None:
+def apply_patch(patch: FilePatch, data: bytes | None, moved: bool = False) -> bytes | None:
     """The new content of the file; None when the diff deletes it. ``data`` is None when there is no such file.
 
+    With ``moved``, a hunk may stand at another line than it says, if all its lines stand there and nowhere else.
     Raises PatchError with the hunk, the line, what is there and what was expected.
     """
     if patch.old_path is None:
@@ -226,7 +230,7 @@ def apply_patch(patch: FilePatch, data: bytes | None) -> bytes | None:
         return _apply(patch, b"", reverse=False)
     if data is None:
         raise PatchError(f"{patch.hunks[0].header} does not apply: there is no such file")
-    result = _apply(patch, data, reverse=False)
+    result = _apply(patch, data, reverse=False, moved=moved)
     if patch.new_path is not None:
         return result
     if result:

@@ -151,11 +151,11 @@ def local_version(version: str, prefix: str, patches: Sequence[Patch]) -> str:
     return f"{public}+{local}" if local else public
 
 
-def apply_series(read: Callable[[str], bytes | None], patches: Sequence[Patch]) -> SeriesResult:
+def apply_series(read: Callable[[str], bytes | None], patches: Sequence[Patch], moved: bool = False) -> SeriesResult:
     """Apply ``patches`` in their order to files that ``read`` gives; nothing is written.
 
     PatchError names patch, file and hunk. A patch of which every file is already as it would leave it is reported
-    as upstreamed, not applied.
+    as upstreamed, not applied. ``moved`` is for series whose line numbers are those of another version.
     """
     contents: dict[str, bytes | None] = {}
     applied: list[str] = []
@@ -175,7 +175,7 @@ def apply_series(read: Callable[[str], bytes | None], patches: Sequence[Patch]) 
             for part in parts:
                 before = changed[part.path] if part.path in changed else current[part.path]
                 try:
-                    changed[part.path] = apply_patch(part, before)
+                    changed[part.path] = apply_patch(part, before, moved)
                 except PatchError as exc:
                     raise PatchError(f"patch {patch.name}: file {part.path}: {exc}") from exc
         except PatchError:
@@ -310,6 +310,7 @@ def patch_wheel(
     distribution: str | None = None,
     prefix: str = "",
     version_file: str | None = None,
+    moved: bool = False,
 ) -> PatchedWheel:
     """Write ``source`` with ``patches`` applied into the folder ``destination`` and say what was done.
 
@@ -345,7 +346,7 @@ def patch_wheel(
             except (zipfile.BadZipFile, zlib.error) as exc:
                 raise ValueError(f"{source} is damaged at {path}: {exc}") from exc
 
-        result = apply_series(read, patches)
+        result = apply_series(read, patches, moved)
         for path in result.contents:
             if path.startswith(f"{old_info}/"):
                 raise PatchError(f"the series changes {path}: a wheel's own metadata is not for patches")

@@ -18,6 +18,8 @@ description:
   - The same description, lock and patches give the same digest. An archive that is in the cache already is not built
     again.
   - Wheels are fetched by C(pip) of the Python that runs this module, as its user configured it.
+  - A C(git) source is checked out at its commit, patched, and built under limits of jobs, memory and time, once.
+  - Where no lock could be shipped, the first run makes one with hashes and keeps it in the cache.
 extends_documentation_fragment:
   - sparkrig.serving._attributes
 attributes:
@@ -33,9 +35,26 @@ options:
     type: dict
     required: true
   lock:
-    description: The content of the lock file, as C(uv pip compile --generate-hashes) writes it.
+    description:
+      - The content of the lock file, as C(uv pip compile --generate-hashes) writes it.
+      - When it is empty, that of O(wheelhouse) counts, then one that is made from O(lock_inputs).
     type: str
-    required: true
+    default: ''
+  lock_inputs:
+    description: The requirements that a lock is made from when there is none.
+    type: str
+    default: ''
+  lock_excludes:
+    description: The distributions that stay out of a lock that is made.
+    type: str
+    default: ''
+  wheelhouse:
+    description:
+      - A folder that O(export_dir) wrote. With it nothing is fetched and nothing is compiled, so no network is needed.
+    type: path
+  export_dir:
+    description: A folder to put everything into that the runtime is built from, to be carried to another site.
+    type: path
   patches:
     description: The content (a unified diff) of each patch that the description names, by its file name.
     type: dict
@@ -74,6 +93,11 @@ actions:
   type: list
   elements: str
   sample: ["built the runtime 52a3cdf2bbc18c6a (34956 files, 1.26 GB) in 33 s"]
+exported:
+  description: The files that were new in O(export_dir).
+  returned: when O(export_dir) is given
+  type: list
+  elements: str
 archive:
   description: The archive. In check mode, when it would have to be built, only C(digest) and C(target) are known.
   returned: always
@@ -128,11 +152,13 @@ archive:
       type: dict
 """
 
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,9 +170,18 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     minor_version,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import (
+    LOCK_NAME,
     Request,
     build,
+    built_wheels,
+    export_wheelhouse,
     find_archive,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_lock import lock_id, make_lock
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import (
+    Limits,
+    limits_for,
+    usable_scope,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import Patch
 
@@ -181,6 +216,70 @@ def _fail(module: AnsibleModule, text: str) -> NoReturn:
     raise AssertionError("fail_json returns to nobody")
 
 
+def _code_of(command: Sequence[str]) -> int:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return 127
+
+
+def _limits(request: Request) -> Limits | None:
+    """What a build may take here; None when nothing is built from source."""
+    if not request.description.git_sources or request.wheelhouse is not None:
+        return None
+    machine = platform.machine()
+    if request.target.machine != machine:
+        raise ValueError(
+            f"{request.description.source.name} has to be built on {request.target.machine} and this build host is"
+            f" {machine}: set runtime_build_host to the first node"
+        )
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+            cpus = len(os.sched_getaffinity(0))
+            return limits_for(request.description.build, cpus, available, usable_scope(_code_of))
+    raise ValueError("/proc/meminfo of the build host has no MemAvailable")
+
+
+def _lock_path(params: dict[str, Any], request: Request, cache: Path) -> Path:
+    description, target = request.description, request.target
+    commits = [f"{source.name} {source.commit}" for source in description.git_sources]
+    number = lock_id(params["lock_inputs"], params["lock_excludes"], commits, target)
+    return cache / "locks" / f"{description.lock}.py{target.python}.{target.machine}-{number}.txt"
+
+
+def _known_lock(params: dict[str, Any], request: Request, cache: Path) -> str:
+    """The lock that is given, carried, or was made before; empty when one has to be made."""
+    if params["lock"]:
+        return str(params["lock"])
+    own = request.wheelhouse / LOCK_NAME if request.wheelhouse is not None else _lock_path(params, request, cache)
+    if own.is_file():
+        return own.read_text()
+    if request.wheelhouse is not None:
+        raise ValueError(f"the wheelhouse {request.wheelhouse} has no {LOCK_NAME}: export it again")
+    if not params["lock_inputs"].strip():
+        raise ValueError("there is neither a lock nor the requirements to make one from")
+    return ""
+
+
+def _new_lock(params: dict[str, Any], request: Request, cache: Path) -> str:
+    built = [Path(item.path) for item in built_wheels(request, cache).values()]
+    text = make_lock(
+        params["lock_inputs"],
+        params["lock_excludes"],
+        request.target,
+        built,
+        request.pip_python,
+        request.description.fallback_index_urls,
+    )
+    path = _lock_path(params, request, cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+    return text
+
+
 def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     description = description_from(params["description"])
@@ -190,51 +289,74 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     missing = [name for name in description.patch_files if name not in params["patches"]]
     if missing:
         raise ValueError(f"the description names the patches {', '.join(missing)}, whose content was not given")
+    cache = Path(params["cache_dir"])
     request = Request(
         description=description,
         target=Target(python, description.machine or platform.machine(), description.glibc),
-        lock=params["lock"],
+        lock="",
         patches=tuple(Patch(name, str(params["patches"][name]).encode()) for name in description.patch_files),
         pip_python=sys.executable,
         compile_python=_compiler(python),
+        wheelhouse=Path(params["wheelhouse"]) if params["wheelhouse"] else None,
+        inherited=dict(os.environ),
     )
-    cache = Path(params["cache_dir"])
+    request = replace(request, lock=_known_lock(params, request, cache))
+    actions = []
+    if not request.lock:
+        if module.check_mode:
+            return {
+                "changed": True,
+                "actions": [f"would make the lock {description.lock} and build the runtime in {cache}"],
+                "archive": {"digest": "", "target": asdict(request.target)},
+            }
+        request = replace(request, limits=_limits(request))
+        request = replace(request, lock=_new_lock(params, request, cache))
+        actions.append(f"made the lock {_lock_path(params, request, cache)}")
     digest = request.digest
-    there = find_archive(cache, digest)
-    if there is not None:
-        return {"changed": False, "actions": [], "archive": asdict(there)}
-    if module.check_mode:
+    archive, built = find_archive(cache, digest), False
+    if archive is None and module.check_mode:
         return {
             "changed": True,
             "actions": [f"would build the runtime {digest} in {cache}"],
             "archive": {"digest": digest, "target": asdict(request.target)},
         }
-    archive, built = build(request, cache)
-    actions = []
+    if archive is None:
+        archive, built = build(replace(request, limits=_limits(request)), cache)
     if built:
         size = f"{archive.files} files, {archive.tree_bytes / 1e9:.2f} GB"
         actions.append(f"built the runtime {digest} ({size}) in {sum(archive.seconds.values()):.0f} s")
         actions += [
             f"the patch {name} is part of vLLM already: take it out of the series" for name in archive.upstreamed
         ]
-    if not archive.compiled:
-        module.warn(
-            f"The build host has no Python {python} to byte-compile with: every start on a node compiles anew,"
-            f" install python{python} there."
-        )
-    for pattern in archive.unused_slim:
-        module.warn(f"runtime.slim has {pattern}, which matches no file: take it out.")
-    return {"changed": built, "actions": actions, "archive": asdict(archive)}
+        if not archive.compiled:
+            module.warn(
+                f"The build host has no Python {python} to byte-compile with: every start on a node compiles anew,"
+                f" install python{python} there."
+            )
+        for pattern in archive.unused_slim:
+            module.warn(f"runtime.slim has {pattern}, which matches no file: take it out.")
+    result = {"changed": bool(actions), "actions": actions, "archive": asdict(archive)}
+    if params["export_dir"] and not module.check_mode:
+        folder = Path(params["export_dir"])
+        exported = export_wheelhouse(replace(request, limits=_limits(request)), cache, folder)
+        if exported:
+            actions.append(f"put {len(exported)} files into the wheelhouse {folder}")
+        result.update(changed=bool(actions), exported=list(exported))
+    return result
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "description": {"type": "dict", "required": True},
-            "lock": {"type": "str", "required": True},
+            "lock": {"type": "str", "default": ""},
+            "lock_inputs": {"type": "str", "default": ""},
+            "lock_excludes": {"type": "str", "default": ""},
             "patches": {"type": "dict", "default": {}},
             "python_version": {"type": "str"},
             "cache_dir": {"type": "path", "required": True},
+            "wheelhouse": {"type": "path"},
+            "export_dir": {"type": "path"},
         },
         supports_check_mode=True,
     )

@@ -77,8 +77,31 @@ options:
       - The archive on the controller. It travels only to nodes that lack the tree.
     type: path
   archive:
-    description: The archive on this node, instead of O(source). It is removed once its tree is installed.
+    description:
+      - The archive on this node, instead of O(source). It is removed once its tree is
+        installed, unless O(keep_archive).
     type: path
+  keep_archive:
+    description: Leave O(archive) where it is, as on the host that built it.
+    type: bool
+    default: false
+  relay:
+    description:
+      - The node that has the tree and hands it on (P(sparkrig.serving.runtime_relay#module)), instead of O(source).
+    type: dict
+    suboptions:
+      address:
+        description: Its address.
+        type: str
+        required: true
+      port:
+        description: Its port.
+        type: int
+        required: true
+      token:
+        description: What it asks for before it sends anything.
+        type: str
+        required: true
   environment:
     description: The variables for O(environment_file). Without it, the file is left alone.
     type: dict
@@ -195,8 +218,11 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes im
     store_record,
     switch,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import check_token, receive
 
 _ENVIRONMENT_MODE = 0o644
+# How long a node waits for the one that hands the tree on to listen.
+_RELAY_WAIT_S = 30.0
 
 
 def _python_version(python: str) -> str | None:
@@ -278,10 +304,22 @@ class Node:
                 self.actions.append(f"{problem}: it is replaced")
             self.refuse_unfit(target)
             archive = self.params["archive"]
-            if archive is None and not self.module.check_mode:
+            relay = self.params["relay"]
+            if archive is None and relay is None and not self.module.check_mode:
                 return self.result(missing=True)
-            if self.did(f"unpacked the runtime {digest}", f"unpack the runtime {digest}"):
-                self.unpack(Path(archive), digest, expected)
+            origin = f" from {relay['address']}" if relay is not None else ""
+            if self.did(f"unpacked the runtime {digest}{origin}", f"unpack the runtime {digest}{origin}"):
+                if relay is not None:
+                    token = check_token(relay["token"])
+                    install(
+                        self.layout,
+                        lambda: receive(relay["address"], relay["port"], token, _RELAY_WAIT_S),
+                        digest,
+                        expected,
+                        self.params["verify_full"],
+                    )
+                else:
+                    self.unpack(Path(archive), digest, expected)
         self.write_environment(text)
         self.make_current(digest)
         return self.result(missing=False)
@@ -290,7 +328,8 @@ class Node:
         problem = check_node(_node_facts(target.python), target)
         if problem is not None:
             raise TreeError(problem)
-        archive_bytes = self.params["archive_bytes"] if self.params["archive"] is None else 0
+        comes = self.params["archive"] is None and self.params["relay"] is None
+        archive_bytes = self.params["archive_bytes"] if comes else 0
         needed = bytes_needed(self.params["tree_bytes"], self.params["files"], archive_bytes)
         free = _free_bytes(self.layout.trees)
         if self.params["tree_bytes"] and free < needed:
@@ -302,11 +341,15 @@ class Node:
 
     def unpack(self, archive: Path, digest: str, expected: str) -> None:
         if not archive.is_file():
+            # A run that was killed on the controller goes on here, and may have used what this one shipped.
+            if check_tree(self.layout.tree(digest), expected, self.params["verify_full"]) is None:
+                return
             raise TreeError(f"the archive {archive} is not there")
         try:
             install(self.layout, archive, digest, expected, self.params["verify_full"])
         finally:
-            archive.unlink()
+            if not self.params["keep_archive"]:
+                archive.unlink(missing_ok=True)
 
     def make_current(self, digest: str) -> None:
         current = self.layout.current_digest()
@@ -407,6 +450,15 @@ def main() -> None:
             "files": {"type": "int", "default": 0},
             "source": {"type": "path"},
             "archive": {"type": "path"},
+            "keep_archive": {"type": "bool", "default": False},
+            "relay": {
+                "type": "dict",
+                "options": {
+                    "address": {"type": "str", "required": True},
+                    "port": {"type": "int", "required": True},
+                    "token": {"type": "str", "required": True, "no_log": True},
+                },
+            },
             "environment": {"type": "dict"},
             "environment_file": {"type": "path", "default": "/etc/sparkrig/runtime.env"},
             "root": {"type": "path", "default": "/opt/sparkrig"},

