@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,7 +94,9 @@ with open("/proc/self/mountinfo") as stream:
 
 links = {}
 for link in json.loads(run("ip", "-json", "address", "show")):
-    addresses = sorted("%s/%s" % (one["local"], one["prefixlen"]) for one in link["addr_info"])
+    # Link-local addresses come and go with every try of NetworkManager's to get an address from somebody.
+    given = [one for one in link["addr_info"] if one["scope"] != "link"]
+    addresses = sorted("%s/%s" % (one["local"], one["prefixlen"]) for one in given)
     links[link["ifname"]] = "%s mtu %d %s" % ("up" if "UP" in link["flags"] else "down", link["mtu"], addresses)
 for route in json.loads(run("ip", "-json", "route", "show", "table", "all")):
     links["route to %s dev %s" % (route["dst"], route.get("dev", "-"))] = route.get("gateway", "direct")
@@ -208,6 +211,18 @@ def kept() -> dict[str, Snapshot]:
             raise LabError(f"there is no snapshot of {node.name} as it was before: `make down`, then start anew")
         snapshots[node.name] = t.cast("Snapshot", json.loads(path.read_text(encoding="utf-8")))
     return snapshots
+
+
+def remaining(patience_s: float = 60.0) -> dict[str, list[str]]:
+    """By node, what is not as it was kept; empty when all is. Units may need *patience_s* to come up again."""
+    before = kept()
+    deadline = time.monotonic() + patience_s
+    while True:
+        found = {name: differences(before[name], seen) for name, seen in take_all().items()}
+        found = {name: lines for name, lines in found.items() if lines}
+        if not found or time.monotonic() >= deadline:
+            return found
+        time.sleep(3)
 
 
 def keep() -> None:

@@ -195,7 +195,7 @@ def test_every_id_is_listed_and_every_listed_one_exists() -> None:
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Finding":
             first = call.args[0]
             if isinstance(first, ast.Constant):
-                written.add(first.value)
+                written.add(str(first.value))
             elif isinstance(first, ast.JoinedStr):
                 suffix = str(t.cast("ast.Constant", first.values[-1]).value)
                 written |= {f"{kind}{suffix}" for kind in ("kernel", "driver", "os")}

@@ -1,0 +1,84 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`reset` after runs that were killed half-way, and where parts are gone already: the nodes are what they were.
+
+What they were is the snapshot that prepare kept: units, files, sysctls, mounts, links and packages.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lab.hosts import HOSTS
+from lab.play import Outcome, play, play_until
+from lab.snapshot import remaining, take_all
+
+# Where a run is killed, and how many seconds into the task.
+PLACES = [
+    ("os_prune : Stop and mask", 1.0),
+    ("fabric : Bring the rails up", 2.0),
+    ("runtime : Have the tree on every node", 5.0),
+]
+
+
+def reset(*options: str) -> Outcome:
+    return play("sparkrig.serving.reset", {"reset_consent": True}, options)
+
+
+@pytest.mark.parametrize(("task", "seconds"), PLACES)
+def test_a_run_that_was_killed_is_taken_back(task: str, seconds: float) -> None:
+    play_until("sparkrig.serving.site", task, seconds)
+    outcome = reset()
+    assert outcome.code == 0, outcome.text
+    assert remaining() == {}
+
+
+def test_it_asks_first_and_a_dry_run_only_tells() -> None:
+    play_until("sparkrig.serving.site", "fabric : Bring the rails up", 4.0)
+    before = {name: seen["files"] for name, seen in take_all().items()}
+    refused = play("sparkrig.serving.reset")
+    assert refused.code != 0
+    assert "then run it with -e reset_consent=true. Nothing was changed." in " ".join(refused.text.split())
+    assert refused.changed == 0
+    dry = play("sparkrig.serving.reset", options=("--check",))
+    assert dry.code == 0, dry.text
+    assert all(counters["changed"] > 0 for counters in dry.recap.values())
+    after = {name: seen["files"] for name, seen in take_all().items()}
+    for name, files in before.items():
+        ours = {path: value for path, value in files.items() if "sparkrig" in path}
+        assert ours == {path: after[name].get(path) for path in ours}
+
+    # Half of it is gone when somebody has helped himself.
+    for host in HOSTS.values():
+        host.run(
+            "rm -rf /etc/sparkrig /etc/netplan/40-sparkrig-fabric.yaml /opt/sparkrig; systemctl unmask cups.service"
+        )
+    outcome = reset()
+    assert outcome.code == 0, outcome.text
+    assert remaining() == {}
+
+
+def test_on_a_node_without_anything_of_us_it_changes_nothing() -> None:
+    outcome = reset()
+    assert outcome.code == 0, outcome.text
+    assert outcome.changed == 0, outcome.text
+    assert remaining(0) == {}
+
+
+@pytest.mark.parametrize("name", ["os_prune", "fabric"])
+def test_a_journal_of_another_node_undoes_nothing(name: str) -> None:
+    path = f"/var/lib/sparkrig/journal/{name}.json"
+    host = next(iter(HOSTS.values()))
+    text = json.dumps({"version": 1, "kind": "unit_prune", "machine_id": "f" * 32, "content": {}, "sha256": ""})
+    host.run("mkdir -p /var/lib/sparkrig/journal && echo %s > %s", text, path)
+    try:
+        outcome = play("sparkrig.serving.reset", {"reset_consent": True}, ("--limit", next(iter(HOSTS))))
+        assert outcome.code != 0
+        assert path in " ".join(outcome.text.split())
+        assert outcome.changed == 0
+    finally:
+        host.run("rm -r /var/lib/sparkrig")
+    assert remaining(0) == {}
