@@ -389,25 +389,26 @@ class Node:
             store_record(self.layout.record, record.switched_to(record.previous))
         return self.result()
 
+    def goes(self, path: Path) -> bool:
+        """Note that a path goes; whether it is to be done now."""
+        self.before[str(path)], self.after[str(path)] = f"{path}\n", ""
+        return self.did(f"removed {path}", f"remove {path}")
+
     def absent(self) -> dict[str, Any]:
         link = self.layout.current
-        if (
-            link.is_symlink()
-            and self.layout.current_digest() is not None
-            and self.did(f"removed {link}", f"remove {link}")
-        ):
+        if link.is_symlink() and self.layout.current_digest() is not None and self.goes(link):
             link.unlink()
         # Only what bears our names: digests, and what an interrupted run left of one.
         ours = [self.layout.trees / digest for digest in self.layout.digests()]
         ours += sorted(self.layout.trees.glob("*.partial"))
         for tree in ours:
-            if self.did(f"removed {tree}", f"remove {tree}"):
+            if self.goes(tree):
                 remove_tree(tree)
         for path in (self.layout.record, Path(self.params["environment_file"])):
-            if path.exists() and self.did(f"removed {path}", f"remove {path}"):
+            if path.exists() and self.goes(path):
                 path.unlink()
         for folder in (self.layout.trees, self.layout.root):
-            if folder.is_dir() and not any(folder.iterdir()) and self.did(f"removed {folder}", f"remove {folder}"):
+            if folder.is_dir() and not any(folder.iterdir()) and self.goes(folder):
                 folder.rmdir()
         return self.result()
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 import typing as t
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lab.hosts import HOSTS, NODES
 from lab.play import Outcome, play
 
 # Nothing past the read-only part of the path may have begun.
@@ -44,7 +47,7 @@ def test_a_node_too_few() -> None:
     outcome = site(options=("--limit", "spark1,spark2,spark3"))
     assert_refused(
         outcome,
-        "The profile has 4 ranks and needs as many nodes, one GPU each; the inventory has 3 (spark1, spark2, spark3).",
+        "The inventory has 3 nodes (spark1, spark2, spark3). Needed: 4, because the profile has 4 ranks, one GPU each.",
     )
 
 
@@ -90,3 +93,63 @@ def test_a_profile_that_switches_rdma_off(value: str) -> None:
 def test_a_runtime_that_cannot_be_built() -> None:
     outcome = site({"serving_overrides": {"runtime": {"lock": "glm9"}}})
     assert_refused(outcome, "role runtime has no locks/glm9.py")
+
+
+PREFLIGHT_S = 10.0
+
+
+def findings(path: Path) -> dict[str, t.Any]:
+    """What preflight wrote down."""
+    return t.cast("dict[str, t.Any]", json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_preflight_tells_everything_at_once(tmp_path: Path) -> None:
+    report = tmp_path / "preflight.json"
+    wrong = {
+        "requires": {"disk_free_bytes": 10**15},
+        "kv_cache_memory_bytes": 5_000_000,
+        "model": {"base": "/srv/models/gone"},
+    }
+    options = host_vars(tmp_path, spark3={"ansible_host": "10.98.0.99"})
+    outcome = play("sparkrig.serving.preflight", {"serving_overrides": wrong, "preflight_report": str(report)}, options)
+    assert outcome.code == 2, outcome.text
+    assert outcome.changed == 0
+    seen = findings(report)
+    assert seen["status"] == "errors"
+    ids = {finding["id"] for finding in seen["findings"] if finding["severity"] == "error"}
+    assert ids >= {"node.unreachable", "disk.free", "checkpoint"}
+    by_node = [finding["node"] for finding in seen["findings"] if finding["id"] == "disk.free"]
+    assert by_node == ["spark1", "spark2", "spark4"]
+
+
+def test_preflight_has_a_plan_that_does_not_fit_among_its_findings(tmp_path: Path) -> None:
+    report = tmp_path / "preflight.json"
+    wrong = {"kv_cache_memory_bytes": 5_000_000}
+    outcome = play("sparkrig.serving.preflight", {"serving_overrides": wrong, "preflight_report": str(report)})
+    assert outcome.code == 2, outcome.text
+    refused = [finding for finding in findings(report)["findings"] if finding["severity"] == "error"]
+    assert [finding["id"] for finding in refused] == ["plan.refused"]
+    assert "5,000,000" in refused[0]["seen"]
+
+
+def test_preflight_says_by_its_exit_status_what_it_found(tmp_path: Path) -> None:
+    report = tmp_path / "preflight.json"
+    host = HOSTS[NODES[1].name]
+    # A process of ours that no unit knows, as a launch that was killed leaves them.
+    host.run("cp /bin/sleep /opt/sparkrig/stray && systemd-run --unit=stray /opt/sparkrig/stray 300")
+    try:
+        started = time.monotonic()
+        outcome = play("sparkrig.serving.preflight", {"preflight_report": str(report)})
+        seconds = time.monotonic() - started
+        assert outcome.code == 0, outcome.text
+        assert outcome.changed == 0
+        seen = findings(report)
+        assert seen["status"] == "warnings"
+        left = [finding for finding in seen["findings"] if finding["id"] == "process.leftover"]
+        assert [finding["node"] for finding in left] == [NODES[1].name]
+        strict = play("sparkrig.serving.preflight", {"preflight_strict": True})
+        assert strict.code == 2, strict.text
+        assert "(process.leftover)" in strict.text
+    finally:
+        host.run("systemctl stop stray; rm -f /opt/sparkrig/stray")
+    assert seconds <= PREFLIGHT_S
