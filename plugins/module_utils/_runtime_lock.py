@@ -13,6 +13,7 @@ import json
 import re
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     parse_lock,
     platform_tags,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import parse_wheel_name
 
-__all__ = ["LockError", "lock_id", "lock_text", "make_lock", "requirement_lines"]
+__all__ = ["LockError", "lock_id", "lock_text", "make_lock", "requirement_lines", "requirements_of"]
 
 _TIMEOUT_S = 1800
 
@@ -44,6 +46,24 @@ def requirement_lines(text: str) -> tuple[str, ...]:
         if line.startswith("-"):
             raise LockError(f"the lock's input has the option {line!r}, expected only requirements")
         lines.append(line)
+    return tuple(lines)
+
+
+def requirements_of(wheel: Path, left_out: Iterable[str]) -> tuple[str, ...]:
+    """What a wheel that was built here asks for, without extras and without the distributions ``left_out``.
+
+    What is built or left out on purpose is not for the resolver: a fork pins versions that its own builds replace.
+    """
+    skipped = {normalized(name) for name in left_out}
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if re.match(r"^[^/]+\.dist-info/METADATA$", name))
+        head = archive.read(metadata).decode().split("\n\n", 1)[0]
+    lines = []
+    for line in head.splitlines():
+        match = re.match(r"^Requires-Dist:\s*(?P<text>(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*).*)$", line)
+        if match is None or re.search(r";.*\bextra\b", line) or normalized(match["name"]) in skipped:
+            continue
+        lines.append(match["text"].strip())
     return tuple(lines)
 
 
@@ -83,7 +103,9 @@ def make_lock(
     with tempfile.TemporaryDirectory(prefix="sparkrig-lock-") as name:
         folder = Path(name)
         report, requirements = folder / "report.json", folder / "requirements.txt"
-        requirements.write_text("".join(f"{line}\n" for line in (*requirement_lines(inputs), *map(str, built))))
+        left_out = [*requirement_lines(excludes), *(parse_wheel_name(path.name).name for path in built)]
+        lines = [*requirement_lines(inputs), *(line for path in built for line in requirements_of(path, left_out))]
+        requirements.write_text("".join(f"{line}\n" for line in lines))
         command = [pip_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
         command += ["--dry-run", "--ignore-installed", "--only-binary=:all:", "--target", str(folder / "nowhere")]
         command += ["--python-version", target.python, "--implementation", "cp"]
@@ -102,5 +124,4 @@ def make_lock(
             words = errors or done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
             shortened = re.sub(r"\(from versions: .*\)", "", " ".join(words[-2:]))
             raise LockError(f"pip cannot resolve the lock for Python {target.python} on {target.machine}: {shortened}")
-        left_out = [*requirement_lines(excludes), *(path.name.split("-", 1)[0] for path in built)]
         return lock_text(json.loads(report.read_text()), left_out)

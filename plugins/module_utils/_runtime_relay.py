@@ -23,16 +23,18 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes im
 
 __all__ = ["check_token", "receive", "serve"]
 
-_TOKEN = re.compile(r"^[0-9A-Za-z]{16,64}$")
+_TOKEN = re.compile(r"[0-9A-Za-z]{16,64}")
 _BUFFER_BYTES = 1 << 20
 _GREETING_S = 10.0
 # How long one read or write may take on a rail that is up.
 _STALL_S = 60.0
+# A sender to whom nobody comes any more ends, so that its port is free for the next run.
+_IDLE_S = 90.0
 
 
 def check_token(token: str) -> str:
     """The token, if it is one; ValueError does not repeat it."""
-    if not _TOKEN.match(token):
+    if not _TOKEN.fullmatch(token):
         raise ValueError(f"the relay's token has {len(token)} characters, expected 16 to 64 letters and digits")
     return token
 
@@ -79,9 +81,13 @@ def serve(tree: Path, address: str, port: int, token: str, receivers: int, timeo
             raise TreeError(f"{address}:{port} cannot be listened on ({exc.strerror}): set runtime_relay_port") from exc
         listener.listen(receivers + 2)
         listener.settimeout(1.0)
-        while done.count(True) < receivers and time.monotonic() < ends:
+        last = time.monotonic()
+        while done.count(True) < receivers and time.monotonic() < min(ends, last + _IDLE_S):
+            if any(thread.is_alive() for thread in threads):
+                last = time.monotonic()
             with suppress(socket.timeout):
                 connection, _peer = listener.accept()
+                last = time.monotonic()
                 threads.append(threading.Thread(target=one, args=(connection,), daemon=True))
                 threads[-1].start()
         for thread in threads:
