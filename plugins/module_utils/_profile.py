@@ -51,15 +51,48 @@ _MODEL = {
     "overlay": Key("str", pattern=r"/.+"),
     "path": Key("str", required=True, pattern=r"/.+"),
 }
+_COMMIT = r"[0-9a-f]{40}"
+_REPOSITORY = r"(https|ssh|file)://\S+"
 _RUNTIME = {
+    "build": Key(
+        "dict",
+        keys={
+            "cuda_arch_list": Key("str"),
+            "cuda_home": Key("str", pattern=r"/.+"),
+            "environment": Key("dict", values=Key("str", required=True)),
+            "job_bytes": Key("int", minimum=1),
+            "max_jobs": Key("int", minimum=1),
+            "memory_max_bytes": Key("int", minimum=1),
+            "requires": Key("list", items=Key("str")),
+            "timeout_s": Key("int", minimum=1),
+        },
+    ),
     "fallback_index_urls": Key("list", items=Key("str")),
     "glibc": Key("str", required=True, pattern=r"2\.[0-9]+"),
     "local_version": Key("str"),
     "lock": Key("str", required=True),
     "machine": Key("str", choices=("aarch64", "x86_64")),
+    "packages": Key(
+        "list",
+        items=Key(
+            "dict",
+            keys={
+                "commit": Key("str", required=True, pattern=_COMMIT),
+                "kind": Key("str", required=True, choices=("git",)),
+                "name": Key("str", required=True),
+                "repository": Key("str", required=True, pattern=_REPOSITORY),
+                "submodules": Key("bool"),
+                "version": Key("str", required=True),
+            },
+        ),
+    ),
     "patches": Key(
         "dict",
-        keys={"files": Key("list", required=True, items=Key("str")), "series": Key("str", required=True)},
+        keys={
+            "files": Key("list", required=True, items=Key("str")),
+            "moved": Key("bool"),
+            "series": Key("str", required=True),
+        },
     ),
     "python": Key("str", pattern=r"3\.[0-9]+"),
     "slim": Key(
@@ -77,9 +110,12 @@ _RUNTIME = {
         "dict",
         required=True,
         keys={
+            "commit": Key("str", pattern=_COMMIT),
             "directory": Key("str", pattern=r"/.+"),
             "kind": Key("str", required=True, choices=("git", "path", "wheel")),
             "name": Key("str", required=True),
+            "repository": Key("str", pattern=_REPOSITORY),
+            "submodules": Key("bool"),
             "version": Key("str", required=True),
         },
     ),
@@ -188,6 +224,11 @@ def _check_kind(path: str, value: Value, key: Key) -> None:
         raise ValueError(f"profile key '{path}' is {value!r} ({type(value).__name__}); it must be of type {key.kind}")
 
 
+def _shown(bound: float) -> str:
+    """A bound as a person writes it: Ray's 78643200 is not 7.86432e+07."""
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
+
+
 def _check_value(path: str, value: Value, key: Key) -> None:
     """Raise ValueError, naming *path*, the value and the rule, when *value* is not what *key* allows."""
     if value is None:
@@ -198,9 +239,9 @@ def _check_value(path: str, value: Value, key: Key) -> None:
         return
     _check_kind(path, value, key)
     if key.minimum is not None and value < key.minimum:
-        raise ValueError(f"profile key '{path}' is {value!r}; it must be at least {key.minimum:g}")
+        raise ValueError(f"profile key '{path}' is {value!r}; it must be at least {_shown(key.minimum)}")
     if key.maximum is not None and value > key.maximum:
-        raise ValueError(f"profile key '{path}' is {value!r}; it must be at most {key.maximum:g}")
+        raise ValueError(f"profile key '{path}' is {value!r}; it must be at most {_shown(key.maximum)}")
     if key.choices and value not in key.choices:
         raise ValueError(f"profile key '{path}' is {value!r}; it must be one of {', '.join(key.choices)}")
     if key.pattern and not re.fullmatch(key.pattern, value):
