@@ -9,20 +9,20 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._ray import RayOptions, ray_argv
-from ansible_collections.sparkrig.serving.plugins.module_utils._status import status_line
+from ansible_collections.sparkrig.serving.plugins.module_utils._ray import RayOptions, ports_of, ray_argv
 from ansible_collections.sparkrig.serving.plugins.module_utils._verify import summary, unreachable_reason
-from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import systemd_command, vllm_argv
+from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import Place, systemd_command, vllm_argv
 
 
 def vllm_command(
     profile: dict[str, t.Any],
     plan: dict[str, t.Any] | None = None,
     python: str = "/opt/sparkrig/current/bin/python",
+    place: dict[str, t.Any] | None = None,
 ) -> list[str]:
-    """The filter; see :func:`vllm_argv`."""
+    """The filter; see :func:`vllm_argv`. *place* has the fields of :class:`Place`; empty means none."""
     try:
-        return vllm_argv(profile, plan, python)
+        return vllm_argv(profile, plan, python, Place(**place) if place else None)
     except ValueError as error:
         raise AnsibleFilterError(f"vllm_argv: {error}") from error
 
@@ -44,6 +44,17 @@ def ray_command(node_ip: str, **options: t.Any) -> list[str]:
         raise AnsibleFilterError(f"ray_argv: {error}") from error
 
 
+def ray_ports(node_ip: str, port: int, head: bool) -> list[str]:
+    """ADDRESS:PORT for each port that the Ray node with the address *node_ip* listens on."""
+    return [f"{node_ip}:{number}" for number in ports_of(port, head)]
+
+
+def taken_ports(nodes: list[str], hostvars: t.Mapping[str, t.Any], register: str) -> list[str]:
+    """"NODE: port P on A is taken by ..." from what serving_state returned in the variable *register*."""
+    results = {node: hostvars[node].get(register) or {} for node in nodes}
+    return [f"{node}: {sentence}" for node in nodes for sentence in results[node].get("ports_taken", [])]
+
+
 def command_line(argv: list[str]) -> str:
     """*argv* as the value of a unit's ExecStart=."""
     try:
@@ -63,17 +74,6 @@ def unreachable_nodes(nodes: list[str], hostvars: t.Mapping[str, t.Any], registe
     return found
 
 
-def status_lines(nodes: list[str], hostvars: t.Mapping[str, t.Any], register: str) -> list[str]:
-    """One line for each node from what serving_state returned in the variable *register*."""
-    away = unreachable_nodes(nodes, hostvars, register)
-    lines = [f"{node}: does not answer over SSH: {reason}" for node, reason in away.items()]
-    for node in nodes:
-        seen = hostvars[node].get(register) or {}
-        if "units" in seen:
-            lines.append(status_line(node, seen))
-    return lines
-
-
 class FilterModule:
     """The filters of this file."""
 
@@ -81,7 +81,8 @@ class FilterModule:
         """Name to function."""
         return {
             "ray_argv": ray_command,
-            "status_lines": status_lines,
+            "ray_ports": ray_ports,
+            "taken_ports": taken_ports,
             "systemd_command": command_line,
             "unreachable_nodes": unreachable_nodes,
             "verify_summary": summary,

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import labels_of, total
 
 if t.TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample
     from ansible_collections.sparkrig.serving.plugins.module_utils._ray import ClusterState
@@ -140,6 +140,21 @@ def check_ray(state: ClusterState | None, expected: Mapping[str, str], problem: 
     else:
         sentence = "; ".join(state.problems)
     return Check("ray_nodes", state is not None and state.ready, sorted(expected.values()), seen, sentence)
+
+
+def check_ranks(peers: Iterable[str], expected: Mapping[str, str], address: str) -> Check:
+    """vLLM's own executor: every rank is connected to where the ranks meet, from the address of its node's rail."""
+    seen = sorted(peers)
+    missing = [f"{name} ({ip})" for name, ip in expected.items() if ip not in seen]
+    strange = [ip for ip in seen if ip not in expected.values()]
+    words = []
+    if missing:
+        there = len(expected) - len(missing)
+        words.append(f"{there} of {len(expected)} ranks are connected to {address}; missing: {', '.join(missing)}")
+    if strange:
+        words.append(f"{', '.join(strange)} is connected to {address} and belongs to none of {', '.join(expected)}")
+    sentence = "; ".join(words) or f"{len(expected)} ranks are connected to {address}, each from its own rail address"
+    return Check("ranks", not words, sorted(expected.values()), seen, sentence)
 
 
 def check_completion(text: str | None, tokens: int, seconds: float, problem: str) -> Check:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import typing as t
+from dataclasses import dataclass
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ Value = t.Any
 
 # Keys of a profile that describe the rig and not the engine.
 RIG_KEYS = frozenset(
-    {"description", "environment", "expect", "fit", "model", "name", "ray", "requires", "runtime", "timeouts"}
+    {"description", "environment", "expect", "fit", "model", "mp", "name", "ray", "requires", "runtime", "timeouts"}
 )
 # Options that would show a secret to everybody who may run ps. They belong into secrets.env.
 SECRET_KEYS = frozenset({"api_key", "hf_token"})
@@ -218,13 +219,83 @@ def vllm_options(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> lis
     return words
 
 
+# Runs `vllm serve --headless`. Once its rank has started, such a process only waits for the rank to end, and holds 460
+# MiB meanwhile: so it becomes a watcher of 3 MiB with the same process id. The rank ends when the pipe closes that says
+# that its parent lives, so that pipe stays open. A vLLM that is built otherwise inside is run as it is.
+_HEADLESS = '''\
+import os, sys
+from vllm.entrypoints.cli.main import main
+try:
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    monitor = MultiprocExecutor.start_worker_monitor
+except (AttributeError, ImportError) as error:
+    print("this vLLM cannot be made slimmer:", error, flush=True)
+    sys.exit(main())
+watch = """
+import os, sys
+pid, status = os.waitpid(int(sys.argv[1]), 0)
+sys.exit(f"the rank ended with {os.waitstatus_to_exitcode(status)}")
+"""
+def become_watcher(executor, inline=False):
+    try:
+        (worker,) = executor.workers
+        os.set_inheritable(worker.death_writer.fileno(), True)
+        pid = str(worker.proc.pid)
+    except (AttributeError, ValueError) as error:
+        print("this vLLM cannot be made slimmer:", error, flush=True)
+        return monitor(executor, inline)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", watch, pid])
+MultiprocExecutor.start_worker_monitor = become_watcher
+sys.exit(main())
+'''
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of one node among those of vLLM's own multi-node executor (``mp``), which runs one rank on each.
+
+    The ranks meet at *address* (of the head, rank 0) and *port*.
+    """
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"the rank is {self.rank}; of {self.ranks} nodes it must be 0 to {self.ranks - 1}")
+
+    @property
+    def options(self) -> list[str]:
+        """What differs from node to node."""
+        words = ["--nnodes", str(self.ranks), "--node-rank", str(self.rank)]
+        words += ["--master-addr", self.address, "--master-port", str(self.port)]
+        return words if self.rank == 0 else [*words, "--headless"]
+
+
 def vllm_argv(
     profile: Mapping[str, Value],
     plan: Mapping[str, Value] | None = None,
     python: str = "/opt/sparkrig/current/bin/python",
+    place: Place | None = None,
 ) -> list[str]:
-    """The whole command of the API server."""
-    return [python, "-m", "vllm.entrypoints.openai.api_server", *vllm_options(profile, plan or {})]
+    """The whole command of the API server; with a *place* other than the first, of that node's rank."""
+    options = vllm_options(profile, plan or {})
+    if place is None:
+        return [python, "-m", "vllm.entrypoints.openai.api_server", *options]
+    parallel = profile.get("tensor_parallel_size", 1) * profile.get("pipeline_parallel_size", 1)
+    if parallel != place.ranks:
+        raise ValueError(
+            f"tensor_parallel_size x pipeline_parallel_size is {parallel}, and there are {place.ranks} nodes; with"
+            " distributed_executor_backend mp each node has one rank, so the two must be the same"
+        )
+    if place.rank == 0:
+        return [python, "-m", "vllm.entrypoints.openai.api_server", *options, *place.options]
+    # Only `vllm serve` knows --headless, and it wants the model before the options.
+    return [python, "-c", _HEADLESS, "serve", *options[1:], *place.options]
 
 
 def systemd_word(word: str) -> str:

@@ -39,8 +39,10 @@ options:
     description:
       - V(started) writes, enables and starts the unit.
       - V(stopped) stops it and leaves its files alone. A unit that does not exist is stopped.
+      - V(resumed) starts a unit that V(stopped) has stopped, as it is on the disk. Where it does not exist nothing is
+        done.
     type: str
-    choices: [started, stopped]
+    choices: [started, stopped, resumed]
     default: started
   enabled:
     description: Whether the unit starts at boot. With O(state=stopped) this is left as it is.
@@ -81,6 +83,46 @@ options:
       value:
         description: The value to set. Left out, the value that the file has is kept, or a random one is made.
         type: str
+  extra_files:
+    description: Files beside the unit, such as a program that a timer runs. They do not count for the stamp.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The absolute path of the file.
+        type: path
+        required: true
+      content:
+        description: What is in it. No secrets.
+        type: str
+        required: true
+      mode:
+        description: Its mode.
+        type: str
+        default: "0644"
+  extra_units:
+    description: Units beside this one, such as the timer of a watchdog.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The unit's name.
+        type: str
+        required: true
+      content:
+        description: The text of the unit file.
+        type: str
+        required: true
+      started:
+        description: Whether it is enabled and started; one that another unit starts is only written.
+        type: bool
+        default: false
+  wait:
+    description: Whether to wait until systemd has started the unit, or only to tell it so.
+    type: bool
+    default: true
   absent_units:
     description: Units of the rig that have no place on this node. They are stopped, disabled and removed if they exist.
     type: list
@@ -108,9 +150,36 @@ options:
     default: []
   leftovers_under:
     description:
-      - With O(state=stopped), a folder. Processes whose program or libraries lie under it must be gone afterwards.
-      - What is left ends in a failure that names the processes. Nothing but the unit is ever stopped.
+      - A folder. Processes whose program or libraries lie under it must be gone once the unit is stopped.
+      - With O(state=started) this is looked at before a start or a restart; what is left of an earlier start, and in no
+        unit of the rig, is ended and named.
+      - With O(state=stopped) what is left ends in a failure that names the processes.
     type: path
+  own_units:
+    description: Units of the rig on this node. What runs in them is no leftover when another one is started.
+    type: list
+    elements: str
+    default: [sparkrig-ray.service, sparkrig-vllm.service, sparkrig-watchdog.service]
+  memory_bytes:
+    description: The memory that must be available before a start or a restart.
+    type: int
+    default: 0
+  memory_timeout_s:
+    description: How long to wait for that memory.
+    type: int
+    default: 60
+  ports:
+    description:
+      - Addresses and ports that the unit will listen on, as C(ADDRESS:PORT).
+      - One that a process outside of O(own_units) listens on ends in a failure before anything is changed.
+    type: list
+    elements: str
+    default: []
+  stop_too:
+    description: With O(state=stopped), other units that are stopped in the same step.
+    type: list
+    elements: str
+    default: []
   stop_timeout_s:
     description: How long to wait for leftovers to end.
     type: int
@@ -195,6 +264,15 @@ from dataclasses import dataclass
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
+    end_processes,
+    gpu_strangers,
+    memory_now,
+    processes_under,
+    stale_shared_memory,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._node import gib
+from ansible_collections.sparkrig.serving.plugins.module_utils._ports import taken_ports
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import (
     SHOWN_PROPERTIES,
     UnitState,
@@ -315,14 +393,43 @@ class Service:
                 return line + b"\n"
         return f"{variable}={secrets.token_urlsafe(32)}\n".encode()
 
-    def put_files(self, files: list[Wanted]) -> None:
-        """Write what differs; in check mode only say so."""
+    def extra_files(self) -> list[Wanted]:
+        """The files and units beside the unit."""
+        files = [
+            Wanted(entry["path"], entry["content"].encode(), int(entry["mode"], 8))
+            for entry in self.module.params["extra_files"]
+        ]
+        return files + [
+            Wanted(os.path.join(UNIT_DIRECTORY, entry["name"]), entry["content"].encode(), 0o644)
+            for entry in self.module.params["extra_units"]
+        ]
+
+    def start_extra_units(self, changed: set[str]) -> None:
+        """Enable and start those units beside this one that want it; restart one whose text has changed."""
+        for entry in self.module.params["extra_units"]:
+            name = entry["name"]
+            if not entry["started"]:
+                continue
+            state = parse_show(self.run("show", f"--property={','.join(SHOWN_PROPERTIES)}", name))
+            stale = os.path.join(UNIT_DIRECTORY, name) in changed
+            if state.active == "active" and state.file_state == "enabled" and not stale:
+                continue
+            self.changed = True
+            self.actions.append(f"{name}: enabled and started")
+            if not self.module.check_mode:
+                self.run("enable", name)
+                self.run("restart", name)
+
+    def put_files(self, files: list[Wanted]) -> set[str]:
+        """Write what differs, in check mode only say so; the paths of what differed."""
+        written = set()
         for wanted in files:
             present = read(wanted.path)
             if present == wanted.data and mode_of(wanted.path) == wanted.mode:
                 continue
             self.changed = True
             verb = "created" if present is None else "changed"
+            written.add(wanted.path)
             self.actions.append(f"{wanted.path}: {verb}")
             if wanted.shown:
                 self.before[wanted.path] = (present or b"").decode("utf-8", "replace")
@@ -332,6 +439,7 @@ class Service:
                 self.after[wanted.path] = "a secret, mode 0600"
             if not self.module.check_mode:
                 write(wanted)
+        return written
 
     def remove_units(self) -> None:
         """Take away the units that have no place here, as after another node became the head."""
@@ -384,9 +492,12 @@ class Service:
             unit_differs,
             params["force_restart"],
         )
+        if verb:
+            self.refuse_taken_ports()
         self.remove_units()
-        self.put_files([*files, unit])
-        if (unit_differs or now.needs_reload) and not self.module.check_mode:
+        written = self.put_files([*files, *self.extra_files(), unit])
+        reload = now.needs_reload or any(os.path.dirname(path) == UNIT_DIRECTORY for path in written)
+        if reload and not self.module.check_mode:
             self.run("daemon-reload")
         enabled = now.file_state == "enabled"
         if enabled != params["enabled"]:
@@ -396,58 +507,122 @@ class Service:
             self.before["enabled"], self.after["enabled"] = enabled, params["enabled"]
             if not self.module.check_mode:
                 self.run(word, self.name)
+        self.start_extra_units(written)
         self.actions.append(sentence)
         if verb:
             self.changed = True
             self.before["process"], self.after["process"] = now.active, f"{verb}ed"
             self.stop_those_on_top()
             if not self.module.check_mode:
-                if now.active == "failed":
-                    self.run("reset-failed", self.name)
-                self.run(verb, self.name)
+                self.launch(now, verb)
         self.finish(started=bool(verb), stamp=stamp)
+
+    def refuse_taken_ports(self) -> None:
+        """Leave everything as it is when somebody else has a port that the unit needs."""
+        params = self.module.params
+        taken = taken_ports(params["ports"], [*params["own_units"], self.name], params["leftovers_under"])
+        if taken:
+            self.module.fail_json(
+                msg=f"{self.name} is not started: {'; '.join(taken)}. What to do: end what listens there on this node,"
+                " or give the rig other ports in the profile.",
+                actions=self.actions,
+            )
+
+    def launch(self, now: UnitState, verb: str) -> None:
+        """Start it on clean ground."""
+        params = self.module.params
+        if params["leftovers_under"] or params["memory_bytes"]:
+            if now.runs:
+                self.run("stop", self.name)
+            verb = "start"
+            self.end_leftovers()
+            self.await_memory()
+        # What a person asks for does not count for the starts that systemd makes by itself.
+        if now.load != "not-found":
+            self.run("reset-failed", self.name)
+        self.run(verb, *([] if params["wait"] else ["--no-block"]), self.name)
+
+    def end_leftovers(self) -> None:
+        """End what an earlier start left behind outside of every unit of the rig."""
+        folder = self.module.params["leftovers_under"]
+        if not folder:
+            return
+        try:
+            ended = end_processes(lambda: self.leftovers(folder, self.module.params["own_units"]))
+        except ValueError as error:
+            self.module.fail_json(msg=f"{self.name} is not started: {error}", actions=self.actions)
+        self.actions += [f"process {left}: ended, an earlier start had left it behind" for left in ended]
+        strangers = gpu_strangers(self.module, self.module.params["own_units"])
+        if strangers:
+            self.module.fail_json(
+                msg=f"{self.name} is not started: {'; '.join(strangers)}. The model needs the GPU's memory for itself."
+                " What to do: end what uses the GPU on this node.",
+                actions=self.actions,
+            )
+        for path in stale_shared_memory():
+            os.unlink(path)
+            self.actions.append(f"{path}: removed, no process has it open any more")
+
+    def await_memory(self) -> None:
+        """Wait until the memory of the plan is there."""
+        needed, limit_s = self.module.params["memory_bytes"], self.module.params["memory_timeout_s"]
+        begin = time.monotonic()
+        while memory_now().available_bytes < needed:
+            if time.monotonic() - begin > limit_s:
+                self.module.fail_json(
+                    msg=f"{self.name} is not started: {gib(memory_now().available_bytes)} of memory are available on"
+                    f" this node after {limit_s} s, the plan needs {gib(needed)}. What to do: see what holds the memory"
+                    " (`ps -eo pid,rss,args --sort -rss | head`), end it and run this again.",
+                    actions=self.actions,
+                )
+            time.sleep(1)
+
+    def resume(self) -> t.NoReturn:
+        """Start what is on the disk."""
+        now = self.show()
+        if now.load == "not-found":
+            self.actions.append(f"{self.name}: left alone, it does not exist on this node")
+            self.finish(started=False)
+        if now.runs:
+            self.actions.append(f"{self.name}: left running (process {now.main_pid})")
+            self.finish(started=False)
+        self.changed = True
+        self.actions.append(f"{self.name}: started")
+        self.before[self.name], self.after[self.name] = now.active, "started"
+        if not self.module.check_mode:
+            self.launch(now, "start")
+        self.finish(started=True)
 
     # --- stopped -----------------------------------------------------------------------------------------------
 
-    def leftovers(self, folder: str) -> list[str]:
-        """Processes whose program or libraries lie under *folder*, as "PID NAME"."""
-        found = []
-        prefix = folder.rstrip("/").encode() + b"/"
-        for entry in os.listdir("/proc"):
-            if not entry.isdigit() or int(entry) == os.getpid():
-                continue
-            try:
-                exe = os.readlink(f"/proc/{entry}/exe").encode()
-                first = (read(f"/proc/{entry}/cmdline") or b"").split(b"\0")[0]
-                # The maps tell it also for a process that gave itself another name, as Ray's do.
-                maps = read(f"/proc/{entry}/maps") or b""
-                if exe.startswith(prefix) or first.startswith(prefix) or prefix in maps:
-                    found.append(f"{entry} {(read(f'/proc/{entry}/comm') or b'').decode('utf-8', 'replace').strip()}")
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-        return sorted(found, key=lambda item: int(item.split()[0]))
+    def leftovers(self, folder: str, but: list[str]) -> list[str]:
+        """Processes whose program or libraries lie under *folder* and that run in no unit of *but*, as "PID NAME"."""
+        return processes_under(folder, but)
 
     def stop(self) -> t.NoReturn:
         """Stop the unit by systemd, and see that nothing of it is left."""
-        now = self.show()
-        if now.active in ("inactive", "failed") and not now.main_pid:
-            self.actions.append(f"{self.name}: left alone, it does not run")
-        else:
+        running = []
+        for name in [self.name, *self.module.params["stop_too"]]:
+            now = parse_show(self.run("show", f"--property={','.join(SHOWN_PROPERTIES)}", name))
+            if now.load == "not-found" or (now.active == "inactive" and not now.main_pid):
+                self.actions.append(f"{name}: left alone, it does not run")
+                continue
             self.changed = True
-            self.actions.append(f"{self.name}: stopped")
-            self.before["process"], self.after["process"] = now.active, "stopped"
-            if not self.module.check_mode:
-                self.run("stop", self.name)
-                # Ray's launcher ends with 1 when it is stopped. That is no failure.
-                if self.show().active == "failed":
-                    self.run("reset-failed", self.name)
+            self.actions.append(f"{name}: stopped")
+            self.before[name], self.after[name] = now.active, "stopped"
+            running.append(name)
+        if running and not self.module.check_mode:
+            # In one step: systemd knows the order.
+            self.run("stop", *running)
+            # Ray's launcher ends with 1 when it is stopped. That is no failure.
+            self.run("reset-failed", *running)
         folder = self.module.params["leftovers_under"]
         if folder and not self.module.check_mode:
             deadline = time.monotonic() + self.module.params["stop_timeout_s"]
-            left = self.leftovers(folder)
+            left = self.leftovers(folder, [])
             while left and time.monotonic() < deadline:
-                time.sleep(0.5)
-                left = self.leftovers(folder)
+                time.sleep(0.2)
+                left = self.leftovers(folder, [])
             if left:
                 self.module.fail_json(
                     msg=f"{self.name} is stopped, but {len(left)} process(es) under {folder} still run on this node: "
@@ -465,7 +640,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "content": {"type": "str"},
-            "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
+            "state": {"type": "str", "choices": ["started", "stopped", "resumed"], "default": "started"},
             "enabled": {"type": "bool", "default": True},
             "files": {
                 "type": "list",
@@ -486,12 +661,42 @@ def main() -> None:
                     "value": {"type": "str", "no_log": True},
                 },
             },
+            "extra_files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True},
+                    "mode": {"type": "str", "default": "0644"},
+                },
+            },
+            "extra_units": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "content": {"type": "str", "required": True},
+                    "started": {"type": "bool", "default": False},
+                },
+            },
+            "wait": {"type": "bool", "default": True},
             "absent_units": {"type": "list", "elements": "str", "default": []},
             "restart_files": {"type": "list", "elements": "path", "default": []},
             "restart_on": {"type": "list", "elements": "str", "default": []},
             "force_restart": {"type": "bool", "default": False},
             "stop_first": {"type": "list", "elements": "str", "default": []},
             "leftovers_under": {"type": "path"},
+            "own_units": {
+                "type": "list",
+                "elements": "str",
+                "default": ["sparkrig-ray.service", "sparkrig-vllm.service", "sparkrig-watchdog.service"],
+            },
+            "memory_bytes": {"type": "int", "default": 0},
+            "memory_timeout_s": {"type": "int", "default": 60},
+            "ports": {"type": "list", "elements": "str", "default": []},
+            "stop_too": {"type": "list", "elements": "str", "default": []},
             "stop_timeout_s": {"type": "int", "default": 20},
         },
         required_if=[("state", "started", ["content"])],
@@ -500,6 +705,8 @@ def main() -> None:
     service = Service(module)
     if module.params["state"] == "started":
         service.start()
+    if module.params["state"] == "resumed":
+        service.resume()
     service.stop()
 
 

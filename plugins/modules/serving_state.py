@@ -33,6 +33,9 @@ options:
   health_url:
     description: An URL that must answer with 200.
     type: str
+  settings:
+    description: The watchdog's settings on this node, which name the URL where O(health_url) does not.
+    type: path
   ray:
     description: A Ray cluster that must be complete.
     type: dict
@@ -49,6 +52,16 @@ options:
         description: An interpreter that can import ray.
         type: path
         default: /opt/sparkrig/current/bin/python
+  ports:
+    description:
+      - Addresses and ports as C(ADDRESS:PORT). What listens there and is not the rig's is told in RV(ports_taken).
+    type: list
+    elements: str
+    default: []
+  leftovers_under:
+    description: A folder. What runs a program under it is the rig's, even when it was left behind by an earlier start.
+    type: path
+    default: /opt/sparkrig
   restarts_seen:
     description: How many restarts of the first unit are known already. One more means that it died.
     type: int
@@ -114,6 +127,12 @@ ray_alive:
   returned: always
   type: list
   elements: str
+ports_taken:
+  description: One sentence for each of O(ports) that somebody else listens on.
+  returned: always
+  type: list
+  elements: str
+  sample: ["port 26479 on 10.98.1.11 is taken by process 812 (nginx)"]
 memory_total_bytes:
   description: Memory of this node, or of its control group when that is less.
   returned: always
@@ -125,6 +144,7 @@ memory_available_bytes:
 """
 
 import glob
+import json
 import os
 import time
 import typing as t
@@ -135,6 +155,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
 from ansible_collections.sparkrig.serving.plugins.module_utils._node import Memory, memory
+from ansible_collections.sparkrig.serving.plugins.module_utils._ports import taken_ports
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import RAY_OPTION, probe_ray
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import (
     SHOWN_PROPERTIES,
@@ -143,6 +164,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import 
     wedged,
 )
 
+# What a start of the engine waits for, written by the watchdog's program.
+WAITING = "/var/lib/sparkrig/watch/waiting.json"
+# What they listen on is the rig's own.
+RIG_UNITS = ("sparkrig-ray.service", "sparkrig-vllm.service", "sparkrig-lifeline.service")
 JOURNAL_LINES = 4000
 LOG_TAIL_BYTES = 65536
 # The control group of the whole node: v2 first, v1 second. Each is (limit, usage, stat).
@@ -214,7 +239,10 @@ def main() -> None:
         argument_spec={
             "units": {"type": "list", "elements": "str", "required": True},
             "health_url": {"type": "str"},
+            "settings": {"type": "path"},
             "ray": RAY_OPTION,
+            "ports": {"type": "list", "elements": "str", "default": []},
+            "leftovers_under": {"type": "path", "default": "/opt/sparkrig"},
             "restarts_seen": {"type": "int"},
             "patience_s": {"type": "int", "default": 1800},
             "log_globs": {"type": "list", "elements": "str", "default": []},
@@ -222,6 +250,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    if params["settings"] and not params["health_url"]:
+        params["health_url"] = json.loads(read_text(params["settings"]) or "{}").get("url", "") + "/health"
     systemctl = module.get_bin_path("systemctl", required=True)
     units = {}
     for name in params["units"]:
@@ -233,7 +263,9 @@ def main() -> None:
     result: dict[str, t.Any] = {"health": None, "ray_alive": None, "phase": "", "last_error": ""}
     waiting: list[str] = []
     if state.active != "active":
-        waiting.append(f"{first} is {state.active} ({state.sub})")
+        # Its own start may wait for the other nodes, and says for what.
+        what = json.loads(read_text(WAITING) or "null") if state.sub == "start-pre" else None
+        waiting.append(str(what["sentence"]) if what else f"{first} is {state.active} ({state.sub})")
     if params["health_url"]:
         result["health"] = health_of(params["health_url"])
         if result["health"] != "200":
@@ -270,6 +302,7 @@ def main() -> None:
         message="; ".join(waiting) or "ready",
         sentence=sentence,
         units={name: unit.as_dict() for name, unit in units.items()},
+        ports_taken=taken_ports(params["ports"], RIG_UNITS, params["leftovers_under"]),
         memory_total_bytes=seen.total_bytes,
         memory_available_bytes=seen.available_bytes,
         **result,

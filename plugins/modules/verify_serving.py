@@ -90,7 +90,9 @@ options:
         type: path
         default: /opt/sparkrig/current/bin/python
   ray_file:
-    description: Where the cluster was written on the head when it was set up. Without the file Ray is not looked at.
+    description:
+      - Where the cluster was written on the head when it was set up. Without the file its nodes are not looked at.
+      - When the executor in it is C(mp), the connections of vLLM's own ranks are compared instead of Ray's nodes.
     type: path
     default: /var/lib/sparkrig/cluster.json
 """
@@ -165,6 +167,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample, labels_of, parse_metrics
+from ansible_collections.sparkrig.serving.plugins.module_utils._ports import connected_peers
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import RAY_OPTION, probe_ray
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import SHOWN_PROPERTIES, parse_show
 from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
@@ -174,6 +177,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     check_completion,
     check_drafts,
     check_models,
+    check_ranks,
     check_ray,
     engine_state,
 )
@@ -287,7 +291,7 @@ def main() -> None:
             "api_key_file": {"type": "path", "default": "/etc/sparkrig/secrets.env", "no_log": False},
             "api_key_variable": {"type": "str", "default": "VLLM_API_KEY", "no_log": False},
             "prompt": {"type": "str", "default": "Say hello."},
-            "max_tokens": {"type": "int", "default": 16},
+            "max_tokens": {"type": "int", "default": 16, "no_log": False},
             "timeout_s": {"type": "int", "default": 120},
             "unit": {"type": "str", "default": "sparkrig-vllm.service"},
             "plan": {"type": "dict"},
@@ -316,7 +320,10 @@ def main() -> None:
         if params["drafts"]:
             checks.append(check_drafts(before, after))
     ray = params["ray"] or recorded(params["ray_file"])
-    if ray:
+    if ray and ray.get("executor") == "mp":
+        peers = connected_peers(int(ray["address"].rpartition(":")[2]))
+        checks.append(check_ranks(peers, ray["nodes"], ray["address"]))
+    elif ray:
         python = ray.get("python") or "/opt/sparkrig/current/bin/python"
         state, ray_problem = probe_ray(module.run_command, python, ray["address"], ray["nodes"])
         checks.append(check_ray(state, ray["nodes"], ray_problem))

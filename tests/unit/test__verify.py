@@ -22,6 +22,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     check_completion,
     check_drafts,
     check_models,
+    check_ranks,
     check_ray,
     engine_state,
     summary,
@@ -175,28 +176,36 @@ def test_the_reason_is_what_ssh_said_last(message: str, reason: str) -> None:
     assert unreachable_reason(message) == reason
 
 
-def test_the_filters_read_the_results_of_all_nodes() -> None:
-    unit = {"load_state": "loaded", "active_state": "active", "main_pid": 7, "restarts": 0, "result": "success"}
-    absent = {**unit, "load_state": "not-found", "main_pid": 0, "active_state": "inactive"}
-    memory = {"memory_available_bytes": 2**30, "memory_total_bytes": 4 * 2**30}
+def test_the_filter_reads_the_results_of_all_nodes() -> None:
     hostvars = {
-        "spark1": {
-            "r": {
-                "units": {"sparkrig-vllm.service": unit, "sparkrig-ray.service": unit},
-                "health": "200",
-                **memory,
-            }
-        },
-        "spark2": {
-            "r": {"units": {"sparkrig-vllm.service": absent, "sparkrig-ray.service": {**unit, "main_pid": 0}}, **memory}
-        },
+        "spark1": {"r": {"units": {}}},
         "spark3": {"ansible_host": "10.98.0.13", "r": {"unreachable": True, "msg": "via ssh: timed out"}},
     }
     filters = FilterModule().filters()
     assert filters["unreachable_nodes"](list(hostvars), hostvars, "r") == {"spark3 (10.98.0.13)": "timed out"}
-    assert filters["status_lines"](list(hostvars), hostvars, "r") == [
-        "spark3 (10.98.0.13): does not answer over SSH: timed out",
-        "spark1: Ray active (process 7, 0 restarts), engine active (process 7, 0 restarts), API healthy,"
-        " 1.0 of 4.0 GiB memory available",
-        "spark2: Ray active (success), 1.0 of 4.0 GiB memory available",
-    ]
+
+
+RANKS = {"spark1": "10.98.1.11", "spark2": "10.98.1.12"}
+
+
+@pytest.mark.parametrize(
+    ("peers", "ok", "sentence"),
+    [
+        (
+            {"10.98.1.11", "10.98.1.12"},
+            True,
+            "2 ranks are connected to 10.98.1.11:29501, each from its own rail address",
+        ),
+        ({"10.98.1.11"}, False, "1 of 2 ranks are connected to 10.98.1.11:29501; missing: spark2 (10.98.1.12)"),
+        (
+            {"10.98.1.11", "10.98.1.12", "10.98.0.13"},
+            False,
+            "10.98.0.13 is connected to 10.98.1.11:29501 and belongs to none of spark1, spark2",
+        ),
+    ],
+)
+def test_the_ranks_of_vllms_own_executor_are_told_by_their_connections(
+    peers: set[str], ok: bool, sentence: str
+) -> None:
+    check = check_ranks(peers, RANKS, "10.98.1.11:29501")
+    assert (check.ok, check.sentence, check.predicted) == (ok, sentence, ["10.98.1.11", "10.98.1.12"])

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 import typing as t
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._profile import K
 from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import (
     OPTIONS,
     RIG_KEYS,
+    Place,
     canonical_json,
     systemd_command,
     systemd_word,
@@ -64,6 +69,86 @@ def test_the_command_runs_the_api_server_of_the_tree() -> None:
         "--model",
         "/srv/models/hybrid",
     ]
+
+
+PARALLEL = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+
+
+def test_every_rank_of_vllms_own_executor_gets_the_same_options_and_its_place() -> None:
+    profile = {"model": MODEL, **PARALLEL}
+    head, other = (vllm_argv(profile, None, "/tree/bin/python", Place(rank, 2, "10.98.1.11", 29501)) for rank in (0, 1))
+    common = [*("--distributed-executor-backend", "mp"), *("--tensor-parallel-size", "2"), *("--nnodes", "2")]
+    where = [*("--master-addr", "10.98.1.11"), *("--master-port", "29501")]
+    module = ["/tree/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    assert head == [*module, *("--model", "/srv/models/hybrid"), *common, *("--node-rank", "0"), *where]
+    assert other[:2] == ["/tree/bin/python", "-c"]
+    assert "from vllm.entrypoints.cli.main import main" in other[2]
+    assert other[3:] == ["serve", "/srv/models/hybrid", *common, *("--node-rank", "1"), *where, "--headless"]
+
+
+FAKE_VLLM = {
+    "entrypoints/cli/main.py": """
+import sys
+def main():
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    MultiprocExecutor().start_worker_monitor(inline=True)
+    print("as it is", sys.argv[1:2], flush=True)
+""",
+    "v1/executor/multiproc_executor.py": """
+import os, subprocess, sys, types
+class MultiprocExecutor:
+    def __init__(self):
+        alive, parent = os.pipe()
+        code = f"import os; w = os.write; w(1, b'rank is there\\\\n'); os.read({alive}, 1); w(1, b'parent is gone\\\\n')"
+        child = subprocess.Popen([sys.executable, "-c", code], pass_fds=[alive])
+        writer = types.SimpleNamespace(fileno=lambda: parent)
+        self.workers = [types.SimpleNamespace(proc=child, DEATH=writer)]
+    def start_worker_monitor(self, inline):
+        print("monitored", flush=True)
+""",
+}
+
+
+@pytest.mark.parametrize("slim", [True, False])
+def test_a_rank_without_an_api_leaves_nothing_but_the_rank_in_memory(tmp_path: Path, slim: bool) -> None:
+    for name, text in FAKE_VLLM.items():
+        path = tmp_path / "vllm" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("DEATH", "death_writer" if slim else "other"))
+        (path.parent / "__init__.py").touch()
+    argv = vllm_argv({"model": MODEL, **PARALLEL}, None, sys.executable, Place(1, 2, "10.98.1.11", 29501))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as rank:
+        assert rank.stdout is not None
+        lines = sorted(rank.stdout.readline() for _ in range(2 if not slim else 1))
+        if slim:
+            assert lines == ["rank is there\n"]
+            deadline = time.monotonic() + 20
+            while b"-I" not in Path(f"/proc/{rank.pid}/cmdline").read_bytes().split(b"\0"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            # The rank lives on, and ends with the watcher.
+            rank.terminate()
+            assert rank.stdout.readline() == "parent is gone\n"
+        else:
+            seen = [line.split(":")[0].strip() for line in [*lines, *rank.stdout]]
+            assert {"this vLLM cannot be made slimmer", "monitored", "as it is ['serve']"} <= set(seen)
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ((2, 2), "the rank is 2; of 2 nodes it must be 0 to 1"),
+        (
+            (0, 4),
+            "tensor_parallel_size x pipeline_parallel_size is 2, and there are 4 nodes; with"
+            " distributed_executor_backend mp each node has one rank, so the two must be the same",
+        ),
+    ],
+)
+def test_a_place_that_is_none_is_refused(place: tuple[int, int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        vllm_argv({"model": MODEL, **PARALLEL}, place=Place(*place, "10.98.1.11", 29501))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +232,23 @@ def test_the_filters_say_what_is_wrong() -> None:
     assert filters["vllm_argv_problem"]({"name": "p", "model": MODEL}) == ""
     with pytest.raises(AnsibleFilterError, match="^vllm_argv: 'zzz' is no option of the engine$"):
         filters["vllm_argv"](bad)
+
+
+def test_the_ports_of_ray_and_who_has_them() -> None:
+    filters = FilterModule().filters()
+    assert filters["ray_ports"]("10.98.1.12", 26479, False) == [f"10.98.1.12:{port}" for port in (26480, 26481, 26484)]
+    hostvars = {"spark1": {"seen": {"ports_taken": []}}, "spark2": {"seen": {"ports_taken": ["port 5 is taken"]}}}
+    assert filters["taken_ports"](["spark1", "spark2", "spark3"], {**hostvars, "spark3": {}}, "seen") == [
+        "spark2: port 5 is taken"
+    ]
+
+
+def test_the_filter_takes_the_place_of_a_rank() -> None:
+    place = {"rank": 1, "ranks": 2, "address": "10.98.1.11", "port": 29501}
+    profile = {"model": MODEL, **PARALLEL}
+    argv = FilterModule().filters()["vllm_argv"]
+    assert argv(profile, {}, "/python", place)[-1] == "--headless"
+    assert argv(profile, {}, "/python", {}) == argv(profile, {}, "/python")
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from ansible_collections.sparkrig.serving.plugins.modules import rig_service
 
 UNIT = "[Unit]\nDescription=x\n[Service]\nExecStart=/bin/sleep 9\n[Install]\nWantedBy=multi-user.target\n"
 
+# What a person asks for does not count for the starts that systemd allows.
+RESTART = [["reset-failed", "x.service"], ["restart", "x.service"]]
+
 
 class Systemd:
     """Knows one unit, and what it was started with."""
@@ -38,7 +41,7 @@ class Systemd:
             self.loaded = text
         elif verb in ("enable", "disable"):
             self.enabled = verb == "enable"
-        elif verb in ("start", "restart"):
+        elif verb in ("start", "restart") and words[-1] == self.unit.name:
             self.active = "active"
             self.stamp = text.split("SPARKRIG_STAMP=")[1].split("\n")[0]
         elif verb == "stop":
@@ -119,9 +122,9 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(
 @pytest.mark.parametrize(
     ("change", "calls"),
     [
-        ({"content": UNIT.replace("9", "8")}, [["daemon-reload"], ["restart", "x.service"]]),
-        ({"restart_on": ["other"]}, [["daemon-reload"], ["restart", "x.service"]]),
-        ({"force_restart": True}, [["restart", "x.service"]]),
+        ({"content": UNIT.replace("9", "8")}, [["daemon-reload"], *RESTART]),
+        ({"restart_on": ["other"]}, [["daemon-reload"], *RESTART]),
+        ({"force_restart": True}, RESTART),
         ({"enabled": False}, [["disable", "x.service"]]),
     ],
 )
@@ -206,7 +209,7 @@ def test_stop_and_stop_again(systemd: Systemd, capsys: pytest.CaptureFixture[str
     call(capsys, content=UNIT)
     systemd.calls.clear()
     assert call(capsys, state="stopped")["changed"]
-    assert systemd.calls == [["stop", "x.service"]]
+    assert systemd.calls == [["stop", "x.service"], ["reset-failed", "x.service"]]
     again = call(capsys, state="stopped")
     assert (again["changed"], again["actions"]) == (False, ["x.service: left alone, it does not run"])
 
@@ -214,7 +217,7 @@ def test_stop_and_stop_again(systemd: Systemd, capsys: pytest.CaptureFixture[str
 def test_a_process_that_is_left_is_named(
     systemd: Systemd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rig_service.Service, "leftovers", lambda _self, _folder: ["12 ray::IDLE"])
+    monkeypatch.setattr(rig_service.Service, "leftovers", lambda _self, _folder, _but: ["12 ray::IDLE"])
     result = call(capsys, state="stopped", leftovers_under="/opt/sparkrig", stop_timeout_s=0)
     assert result["failed"]
     assert "1 process(es) under /opt/sparkrig still run on this node: 12 ray::IDLE." in result["msg"]
@@ -223,8 +226,8 @@ def test_a_process_that_is_left_is_named(
 def test_leftovers_are_found_by_their_program(systemd: Systemd, tmp_path: Path) -> None:
     service = rig_service.Service.__new__(rig_service.Service)
     parent = os.path.dirname(os.path.realpath("/proc/self/exe"))
-    assert str(os.getpid()) not in [line.split()[0] for line in service.leftovers(parent)]
-    assert service.leftovers(str(tmp_path)) == []
+    assert str(os.getpid()) not in [line.split()[0] for line in service.leftovers(parent, [])]
+    assert service.leftovers(str(tmp_path), []) == []
 
 
 def test_a_masked_unit_is_not_fought_over(
@@ -254,4 +257,48 @@ def test_what_stands_on_it_is_stopped_before(systemd: Systemd, capsys: pytest.Ca
     assert systemd.calls == []
     result = call(capsys, **options, force_restart=True)
     assert result["actions"][-1] == "top.service: stopped, what it stands on is started anew"
-    assert systemd.calls == [["stop", "top.service"], ["restart", "x.service"]]
+    assert systemd.calls == [["stop", "top.service"], ["reset-failed", "x.service"], ["restart", "x.service"]]
+
+
+def test_what_stands_beside_it_does_not_restart_it(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "lib" / "watch"
+    options: dict[str, t.Any] = {
+        "content": UNIT,
+        "extra_files": [{"path": str(program), "content": "1", "mode": "0755"}],
+        "extra_units": [{"name": "w.service", "content": "[Service]\n"}],
+    }
+    assert call(capsys, **options)["started"]
+    assert program.stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "w.service").exists()
+    systemd.calls.clear()
+    options["extra_files"][0]["content"] = "2"
+    second = call(capsys, **options)
+    assert (second["changed"], second["started"], systemd.calls) == (True, False, [])
+    options["extra_units"][0]["content"] = "[Service]\nNice=1\n"
+    third = call(capsys, **options)
+    assert (third["changed"], third["started"], systemd.calls) == (True, False, [["daemon-reload"]])
+    assert not call(capsys, **options)["changed"]
+
+
+def test_it_is_started_on_clean_ground(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = [["9 VLLM::Worker"], []]
+    monkeypatch.setattr(rig_service.Service, "leftovers", lambda _self, _folder, _but: left.pop(0))
+    monkeypatch.setattr(rig_service, "end_processes", lambda find: find())
+    monkeypatch.setattr(rig_service, "gpu_strangers", lambda _module, _but: [])
+    monkeypatch.setattr(rig_service, "stale_shared_memory", list)
+    first = call(capsys, content=UNIT, leftovers_under="/opt/x", memory_bytes=1, wait=False)
+    assert "process 9 VLLM::Worker: ended, an earlier start had left it behind" in first["actions"]
+    assert systemd.calls[-1] == ["start", "--no-block", "x.service"]
+    monkeypatch.setattr(rig_service, "gpu_strangers", lambda _module, _but: ["process 4 (train.py) uses the GPU"])
+    refused = call(capsys, content=UNIT, leftovers_under="/opt/x", force_restart=True)
+    assert refused["msg"].startswith("x.service is not started: process 4 (train.py) uses the GPU. The model needs")
+
+
+def test_too_little_memory_is_said_with_both_numbers(systemd: Systemd, capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, content=UNIT, memory_bytes=2**60, memory_timeout_s=0)
+    assert result["failed"]
+    assert "of memory are available on this node after 0 s, the plan needs 1073741824.00 GiB." in result["msg"]
