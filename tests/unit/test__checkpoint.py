@@ -266,6 +266,49 @@ def test_mtp_layer_counts_only_for_an_engine_that_drafts() -> None:
     assert rank_bytes(config, weights, Layout(mtp=False)) == [10]
 
 
+MOE: dict[str, t.Any] = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_nextn_predict_layers": 1}
+EXPERT = "model.layers.{layer}.mlp.experts.{number}.{name}"
+
+
+def experts(layer: int, count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Experts of 30 bytes and one scale of 4 that no rank can split."""
+    return {
+        EXPERT.format(layer=layer, number=number, name=name): value
+        for number in range(count)
+        for name, value in {"up_proj.weight": ("U8", (6, 5)), "up_proj.weight_scale_2": ("F32", ())}.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks", "kept"),
+    [(4, 2, [2, 2]), (5, 2, [3, 2]), (7, 3, [3, 2, 2]), (8, 3, [3, 3, 2]), (3, 1, [3])],
+)
+def test_whole_experts_are_dealt_out_as_vllm_does(count: int, ranks: int, kept: list[int]) -> None:
+    config = {**MOE, "n_routed_experts": count}
+    layout = Layout(ranks, mtp=False, enable_expert_parallel=True)
+    assert rank_bytes(config, experts(0, count), layout) == [number * 34 for number in kept]
+    assert rank_bytes(config, experts(1, count), layout) == [0] * ranks
+    drafting = Layout(ranks, enable_expert_parallel=True)
+    assert rank_bytes(config, experts(1, count), drafting) == [number * 34 for number in kept]
+    split = Layout(ranks, mtp=False)
+    assert rank_bytes(config, experts(0, count), split) == [count * (30 // ranks + 4)] * ranks
+
+
+def test_a_tensor_of_all_experts_is_dealt_out_too() -> None:
+    config = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_experts": 3}
+    weights = {
+        "model.layers.0.mlp.experts.gate_up_proj": ("BF16", (3, 4, 4)),
+        "model.layers.0.mlp.shared_experts.up_proj.weight": ("BF16", (4, 4)),
+    }
+    assert rank_bytes(config, weights, Layout(2, enable_expert_parallel=True)) == [64 + 16, 32 + 16]
+
+
+def test_fewer_experts_than_ranks() -> None:
+    survey = Survey({**MOE, "n_routed_experts": 1}, None, Layout(2, enable_expert_parallel=True))
+    survey.add("x", header(experts(0, 1)))
+    assert "2 ranks cannot share 1 expert; drop enable_expert_parallel" in survey.finish(b"", b"").problems
+
+
 @pytest.mark.parametrize(
     ("weights", "precision"),
     [
@@ -332,6 +375,18 @@ def test_parts_of_a_model_inside_a_multimodal_one() -> None:
         (
             b'{"weight_map": {"a": "model.bin"}}',
             "i names the shard 'model.bin'; a shard is a .safetensors file in the same folder",
+        ),
+        (
+            b'{"metadata": {"total_size": NaN}, "weight_map": {"a": "x.safetensors"}}',
+            "i has the total_size nan, which is no size; copy it again",
+        ),
+        (
+            b'{"metadata": {"total_size": -1}, "weight_map": {"a": "x.safetensors"}}',
+            "i has the total_size -1, which is no size; copy it again",
+        ),
+        (
+            b'{"weight_map": {"a": "x/..\\\\..\\\\y.safetensors"}}',
+            "i names the shard 'x/..\\\\..\\\\y.safetensors'; a shard is a .safetensors file in the same folder",
         ),
         (b'{"weight_map": {"a": 3}}', "i names the shard '3'; a shard is a .safetensors file in the same folder"),
     ],

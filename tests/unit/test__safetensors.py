@@ -60,6 +60,14 @@ def test_scalars_empty_tensors_and_repeated_shapes() -> None:
         ({"a": entry("F32", [1.0], 0, 4)}, "x: a has the shape [1.0], not a list of whole numbers"),
         ({"a": entry("F32", [1], -4, 0)}, "x: a has the offsets [-4, 0], not two whole numbers"),
         ({"a": {**entry("F32", [1], 0, 4), "data_offsets": [0]}}, "x: a has the offsets [0], not two whole numbers"),
+        ({"a": entry("F32", [1], 0, float("nan"))}, "x: a has the offsets [0, nan], not two whole numbers"),
+        ({"a": entry("F32", [float("nan")], 0, 4)}, "x: a has the shape [nan], not a list of whole numbers"),
+        ({"a": entry("F32", [float("inf")], 0, 4)}, "x: a has the shape [inf], not a list of whole numbers"),
+        ({"a": entry("F32", [True], 0, 4)}, "x: a has the shape [True], not a list of whole numbers"),
+        (
+            {"a": entry("U8", [2**60], 0, 4)},
+            f"x: a takes 4 bytes, its type U8 and shape [{2**60}] make {2**60}",
+        ),
         ({"a": entry("F32", [2], 0, 4)}, "x: a takes 4 bytes, its type F32 and shape [2] make 8"),
         ({"a": entry("F32", [1], 4, 0)}, "x: a takes -4 bytes, its type F32 and shape [1] make 4"),
         (

@@ -1,0 +1,116 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How long headers and hashes take, and how a copy around four nodes compares with one copy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import Layout, plan_hybrid
+from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import hash_files
+from ansible_collections.sparkrig.serving.plugins.module_utils._spread_peer import Peer
+from tests.fixtures import glm52
+
+FILES = 8
+FILE_BYTES = 64 * 2**20
+PORT = 26499
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a gigabyte in eight files, in the page cache: what is measured is the hashing."""
+    path = tmp_path_factory.mktemp("data")
+    for number in range(FILES):
+        (path / f"{number}.safetensors").write_bytes(os.urandom(FILE_BYTES))
+    return path
+
+
+def quickest(function: t.Callable[[], t.Any], rounds: int = 3) -> float:
+    seconds = []
+    for _round in range(rounds):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def test_headers_of_235400_tensors(tmp_path: Path) -> None:
+    """All headers of GLM-5.2 at full size, both indexes, and the sums: under 3 s of processor time."""
+    glm52.write_base(tmp_path / "base")
+    glm52.write_overlay(tmp_path / "nvfp4", glm52.nvfp4)
+    started = time.process_time()
+    report = plan_hybrid(str(tmp_path / "base"), str(tmp_path / "nvfp4"), Layout(tensor_parallel_size=4)).report
+    seconds = time.process_time() - started
+    print(f"\n{report.tensors} tensors in {len(report.files)} files: {seconds:.2f} s of processor time")
+    assert report.tensors == 235_400
+    assert seconds < 3
+
+
+def test_hashing_keeps_up_with_sha256sum(folder: Path) -> None:
+    """Within 20 % of `sha256sum` over the same files, one process for each of the same cores."""
+    names = sorted(path.name for path in folder.iterdir())
+    ours = quickest(lambda: hash_files(str(folder), names, CORES))
+    command = f"printf '%s\\0' * | xargs -0 -n 1 -P {CORES} sha256sum"
+    theirs = quickest(lambda: subprocess.run(["sh", "-c", command], cwd=folder, check=True, stdout=subprocess.DEVNULL))
+    rate = FILES * FILE_BYTES / 1e6
+    print(f"\nours {rate / ours:.0f} MB/s, sha256sum {rate / theirs:.0f} MB/s, on {CORES} cores")
+    assert ours <= 1.2 * theirs
+
+
+def copy(folder: Path, root: Path, count: int) -> float:
+    """Seconds until *count* further nodes, folders of this machine, have all files."""
+    files = {
+        path.name: {"size_bytes": FILE_BYTES, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in folder.iterdir()
+    }
+    paths = [folder, *(root / f"n{number}" for number in range(1, count + 1))]
+    threads = []
+    for number, path in enumerate(paths):
+        job = {
+            "name": f"n{number}",
+            "key": "k",
+            "port": PORT,
+            "listen": [f"127.0.{number}.1"],
+            "before": {"name": f"n{number - 1}", "addresses": [f"127.0.{number - 1}.1"]} if number else None,
+            "after": f"n{number + 1}" if number < count else None,
+            "streams": 4,
+            "idle_timeout_s": 60,
+            "folders": [{"path": str(path), "files": files, "need": sorted(files) if number else []}],
+        }
+        threads.append(threading.Thread(target=Peer(job).run, args=(lambda status: None,)))
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - started
+    assert all((path / name).stat().st_size == FILE_BYTES for path in paths for name in files)
+    return seconds
+
+
+def test_three_copies_on_one_machine(folder: Path, tmp_path: Path) -> None:
+    """Printed only: without links between the nodes three copies are three times the work of the same processor.
+
+    Molecule scenario `checkpoint` shows what holds between machines, where the link is what a copy waits for.
+    """
+    seconds = {}
+    for count in (1, 3):
+        seconds[count] = copy(folder, tmp_path / str(count), count)
+        shutil.rmtree(tmp_path / str(count))
+    rate = FILES * FILE_BYTES / 1e6
+    print(
+        f"\none copy {seconds[1]:.2f} s ({rate / seconds[1]:.0f} MB/s), three copies {seconds[3]:.2f} s "
+        f"({3 * rate / seconds[3]:.0f} MB/s in all), on {CORES} cores, {sys.version.split()[0]}"
+    )
