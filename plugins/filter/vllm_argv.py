@@ -50,9 +50,25 @@ def ray_ports(node_ip: str, port: int, head: bool) -> list[str]:
 
 
 def taken_ports(nodes: list[str], hostvars: t.Mapping[str, t.Any], register: str) -> list[str]:
-    """"NODE: port P on A is taken by ..." from what serving_state returned in the variable *register*."""
+    """NODE: port P on A is taken by ...; from what serving_state returned in the variable *register*."""
     results = {node: hostvars[node].get(register) or {} for node in nodes}
     return [f"{node}: {sentence}" for node in nodes for sentence in results[node].get("ports_taken", [])]
+
+
+def node_problems(nodes: list[str], hostvars: t.Mapping[str, t.Any], register: str) -> list[str]:
+    """What each node sees, each thing once, from what ray_nodes_info returned in the variable *register*."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        for sentence in (hostvars[node].get(register) or {}).get("problems", []):
+            found.setdefault(sentence, []).append(node)
+    return [f"Seen on {', '.join(seen)}: {sentence.rstrip('.')}." for sentence, seen in found.items()]
+
+
+def wait_problem(result: t.Mapping[str, t.Any] | None) -> str:
+    """What wait_for_state says when what it waited for did not come; empty when it came, or was not waited for."""
+    if not result or result.get("skipped") or (result.get("state") or {}).get("ready"):
+        return ""
+    return str(result.get("msg") or "It is not ready.")
 
 
 def command_line(argv: list[str]) -> str:
@@ -80,12 +96,14 @@ class FilterModule:
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Name to function."""
         return {
+            "node_problems": node_problems,
             "ray_argv": ray_command,
             "ray_ports": ray_ports,
             "taken_ports": taken_ports,
             "systemd_command": command_line,
             "unreachable_nodes": unreachable_nodes,
             "verify_summary": summary,
+            "wait_problem": wait_problem,
             "vllm_argv": vllm_command,
             "vllm_argv_problem": vllm_argv_problem,
         }

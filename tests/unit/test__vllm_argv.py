@@ -99,7 +99,7 @@ import os, subprocess, sys, types
 class MultiprocExecutor:
     def __init__(self):
         alive, parent = os.pipe()
-        code = f"import os; w = os.write; w(1, b'rank is there\\\\n'); os.read({alive}, 1); w(1, b'parent is gone\\\\n')"
+        code = f"import os; w = os.write; w(1, b'there\\\\n'); os.read({alive}, 1); w(1, b'parent is gone\\\\n')"
         child = subprocess.Popen([sys.executable, "-c", code], pass_fds=[alive])
         writer = types.SimpleNamespace(fileno=lambda: parent)
         self.workers = [types.SimpleNamespace(proc=child, DEATH=writer)]
@@ -122,7 +122,7 @@ def test_a_rank_without_an_api_leaves_nothing_but_the_rank_in_memory(tmp_path: P
         assert rank.stdout is not None
         lines = sorted(rank.stdout.readline() for _ in range(2 if not slim else 1))
         if slim:
-            assert lines == ["rank is there\n"]
+            assert lines == ["there\n"]
             deadline = time.monotonic() + 20
             while b"-I" not in Path(f"/proc/{rank.pid}/cmdline").read_bytes().split(b"\0"):
                 assert time.monotonic() < deadline
@@ -241,6 +241,33 @@ def test_the_ports_of_ray_and_who_has_them() -> None:
     assert filters["taken_ports"](["spark1", "spark2", "spark3"], {**hostvars, "spark3": {}}, "seen") == [
         "spark2: port 5 is taken"
     ]
+
+
+def test_what_the_nodes_of_an_incomplete_cluster_see_is_said_once() -> None:
+    filters = FilterModule().filters()
+    seen = {"problems": ["Ray sees 1 of 2 nodes alive."]}
+    hostvars = {
+        "spark1": {"seen": seen},
+        "spark2": {"seen": {"problems": ["the head refuses."]}},
+        "spark3": {"seen": seen},
+    }
+    assert filters["node_problems"](list(hostvars), {**hostvars, "spark4": {}}, "seen") == [
+        "Seen on spark1, spark3: Ray sees 1 of 2 nodes alive.",
+        "Seen on spark2: the head refuses.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        ({"state": {"ready": True}}, ""),
+        ({"state": {}, "skipped": True, "msg": "Check mode starts nothing"}, ""),
+        (None, ""),
+        ({"state": {"ready": False}, "msg": "Ray is not ready after 5 s."}, "Ray is not ready after 5 s."),
+    ],
+)
+def test_a_wait_that_ended_badly_says_why(result: dict[str, t.Any] | None, problem: str) -> None:
+    assert FilterModule().filters()["wait_problem"](result) == problem
 
 
 def test_the_filter_takes_the_place_of_a_rank() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import socket
 import threading
 import typing as t
 from collections.abc import Iterator
@@ -179,6 +181,16 @@ def test_ray_is_asked_where_it_was_written_down(
     ]
 
 
+def test_the_ranks_of_vllms_own_executor_are_looked_for_instead(
+    url: str, secrets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = tmp_path / "cluster.json"
+    cluster.write_text(json.dumps({"executor": "mp", "address": "127.0.0.1:9", "nodes": {"spark1": "127.0.0.1"}}))
+    assert failed(verify(capsys, url, secrets, ray_file=str(cluster))) == [
+        "0 of 1 ranks are connected to 127.0.0.1:9; missing: spark1 (127.0.0.1)"
+    ]
+
+
 # --- serving_state ---------------------------------------------------------------------------------------------------
 
 
@@ -241,3 +253,12 @@ def test_a_unit_that_is_absent_is_not_ready(
     seen = state(capsys, monkeypatch, "LoadState=not-found\nActiveState=inactive\nSubState=dead\n")
     assert (seen["ready"], seen["message"]) == (False, "sparkrig-vllm.service is inactive (dead)")
     assert seen["units"]["sparkrig-vllm.service"]["load_state"] == "not-found"
+
+
+def test_who_has_a_port_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = state(capsys, monkeypatch, RUNNING, ports=[f"127.0.0.1:{port}"], leftovers_under="/nowhere")
+    [sentence] = result["ports_taken"]
+    assert sentence.startswith(f"port {port} on 127.0.0.1 is taken by process {os.getpid()} (")
+    assert state(capsys, monkeypatch, RUNNING)["ports_taken"] == []
