@@ -417,6 +417,11 @@ def _install_alone(
         remove_tree(partial)
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TreeError(f"the disk of {layout.trees} filled up while the runtime {digest} was unpacked") from exc
+        if not isinstance(archive, Path):
+            raise TreeError(
+                f"the runtime {digest} did not come whole from the node that hands it on ({exc}): run again, or set"
+                " runtime_spread=controller"
+            ) from exc
         raise TreeError(f"the runtime {digest} could not be unpacked to {layout.trees}: {exc}") from exc
     except BaseException:
         remove_tree(partial)

@@ -25,9 +25,10 @@ __all__ = ["check_token", "receive", "serve"]
 
 _TOKEN = re.compile(r"[0-9A-Za-z]{16,64}")
 _BUFFER_BYTES = 1 << 20
-_GREETING_S = 10.0
+_CONNECT_S = 15.0
+_GREETING_S = 60.0
 # How long one read or write may take on a rail that is up.
-_STALL_S = 60.0
+_STALL_S = 180.0
 # A sender to whom nobody comes any more ends, so that its port is free for the next run.
 _IDLE_S = 90.0
 
@@ -100,7 +101,7 @@ def receive(address: str, port: int, token: str, wait_s: float) -> BinaryIO:
     ends = time.monotonic() + wait_s
     while True:
         try:
-            connection = socket.create_connection((address, port), timeout=5.0)
+            connection = socket.create_connection((address, port), timeout=_CONNECT_S)
             break
         except OSError as exc:
             if time.monotonic() > ends:

@@ -51,7 +51,7 @@ __all__ = [
 
 # Part of every key: raise it when the way of building changes what comes out.
 _KEY_FORMAT = 1
-_GIT_TIMEOUT_S = 1800
+_FETCH_TIMEOUT_S = 1800
 # What a compiler may leave to everything else on the machine.
 _HOST_RESERVE_BYTES = 4 * 1024**3
 _OUT_OF_MEMORY = re.compile(
@@ -234,13 +234,13 @@ def _git(arguments: Sequence[str], folder: Path, variables: Mapping[str, str], w
             env=dict(variables),
             capture_output=True,
             text=True,
-            timeout=_GIT_TIMEOUT_S,
+            timeout=_FETCH_TIMEOUT_S,
             check=False,
         )
     except FileNotFoundError as exc:
         raise SourceError("the build host has no git: install it") from exc
     except subprocess.TimeoutExpired as exc:
-        raise SourceError(f"{what} did not end within {_GIT_TIMEOUT_S} s") from exc
+        raise SourceError(f"{what} did not end within {_FETCH_TIMEOUT_S} s") from exc
     if done.returncode != 0:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["it said nothing"]
         words = next((line for line in lines if re.match(r"(fatal|error):", line)), lines[-1])
@@ -364,13 +364,13 @@ def build_wheel(
         programs = work / "environment" / "bin"
         plain = {**inherited, "LC_ALL": "C.UTF-8"}
         make = [python, "-m", "venv", "--without-pip", str(work / "environment")]
-        if _run(make, work, plain, log, limits.timeout_s) != 0:
+        if _run(make, work, plain, log, _FETCH_TIMEOUT_S) != 0:
             raise SourceError(f"{python} cannot make a virtual environment: install python{target.python}-venv")
         pip += ["--python", str(programs / "python")]
         if plan.requires:
             isolation = ["--no-build-isolation"]
             command = [*pip, "install", "--quiet", *quiet, *index_options, *plan.requires]
-            if _run(command, work, plain, log, limits.timeout_s) != 0:
+            if _run(command, work, plain, log, _FETCH_TIMEOUT_S) != 0:
                 raise SourceError(
                     f"pip cannot install what the build of {source.name} needs ({', '.join(plan.requires)}):"
                     f" {_last_error(log)}; its output: {log}"

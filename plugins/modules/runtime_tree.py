@@ -222,7 +222,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay im
 
 _ENVIRONMENT_MODE = 0o644
 # How long a node waits for the one that hands the tree on to listen.
-_RELAY_WAIT_S = 30.0
+_RELAY_WAIT_S = 90.0
 
 
 def _python_version(python: str) -> str | None:

@@ -89,6 +89,24 @@ def test_another_tree_than_the_controller_named_is_refused(made: Made, sender: L
     relay.end()
 
 
+def test_a_node_that_dies_while_it_sends(made: Made, tmp_path: Path) -> None:
+    class Broken:
+        def __enter__(self) -> Broken:
+            return self
+
+        def __exit__(self, *_error: object) -> None:
+            pass
+
+        def read(self, _size: int) -> bytes:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    layout = Layout(tmp_path / "node", tmp_path / "node.json")
+    stream: t.Any = Broken()
+    with pytest.raises(TreeError, match=r"did not come whole .*Connection reset by peer.*runtime_spread=controller"):
+        install(layout, lambda: stream, made.digest, made.tree_sha256)
+    assert list(layout.trees.iterdir()) == []
+
+
 def test_nobody_serves(made: Made, tmp_path: Path) -> None:
     with pytest.raises(TreeError, match=r"does not answer at 127\.0\.0\.1:\d+ .*runtime_spread=controller"):
         receive("127.0.0.1", free_port(), TOKEN, 0.0)
