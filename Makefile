@@ -67,14 +67,23 @@ clean: down ## Remove the lab and its cache
 
 # --- The tests ----------------------------------------------------------------------------------------------
 
-SCENARIOS := interrupted default refusals changed_plan dead_node
+# On nodes that serve, in this order: the first makes them serve, the last takes everything back.
+SERVING := interrupted default refusals changed_plan dead_node faults executor_mp reset
+# On bare nodes, each of which it leaves bare.
+BARE := node fabric checkpoint runtime
 
 .PHONY: test
 test: system venv ## The whole test suite, from lint to the molecule scenarios
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target static build
-	@$(MAKE) --no-print-directory oracle
-	@$(MAKE) --no-print-directory molecule
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target proofs bare
+	@# Last and alone, because these measure seconds.
+	@$(MAKE) --no-print-directory serving
 	@echo "make test: everything passed"
+
+.PHONY: proofs
+proofs: venv ## What needs no lab but takes long: the oracle and Ansible's own gates
+	@$(MAKE) --no-print-directory oracle
+	@$(MAKE) --no-print-directory gates
 
 .PHONY: static
 static: lint unit ## Linters, type checks and unit tests
@@ -92,6 +101,14 @@ lint: venv ## Linters and type checks
 unit: venv ## Unit tests of the cores, modules and filters
 	pytest tests/unit
 
+.PHONY: reference
+reference: venv ## Write the reference of roles, modules and filters
+	@python docs/reference.py docs/reference
+
+.PHONY: docs
+docs: venv reference ## Build the site under build/site
+	@python -m mkdocs build --quiet --strict
+
 .PHONY: gates
 gates: venv ## Ansible's own gates on the collection as it is built and installed
 	python -m tests.gates.artefact
@@ -108,11 +125,21 @@ oracle: build ## The fitter side by side with vLLM's own planner and engine
 oracle-slow: build ## The rest of the real engines that the fitter is compared with
 	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle -m slow
 
-.PHONY: molecule
-molecule: system venv ## Every molecule scenario on one set of nodes
+.PHONY: serving
+serving: system venv ## Every molecule scenario on nodes that serve
 	@# What molecule remembers of a run that was killed is not what is there.
 	@molecule reset --scenario-name default >/dev/null
-	molecule test $(addprefix --scenario-name ,$(SCENARIOS))
+	molecule test $(addprefix --scenario-name ,$(SERVING))
+
+.PHONY: bare
+bare: system venv build ## Every molecule scenario on bare nodes, on a lab beside the first
+	@lab/beside.sh bare env MOLECULE_EPHEMERAL_DIRECTORY=$(SPARKRIG_CACHE)/molecule-bare \
+	  sh -c 'molecule reset --scenario-name default >/dev/null && exec molecule test "$$@"' \
+	  molecule $(addprefix --scenario-name ,$(BARE))
+
+.PHONY: faults
+faults: demo ## Every fault on a lab that serves, and a table of how each one ended
+	SPARKRIG_FAULTS=all pytest -s molecule/faults/tests
 
 .PHONY: bench
 bench: venv ## Benchmarks, printed

@@ -16,12 +16,13 @@ esac
 as_root=""
 as_user=""
 if [ "$(id -u)" -ne 0 ]; then
-  as_root="sudo -n"
+  as_root="sudo -n --preserve-env"
   as_user="setpriv --reuid=$(id -u) --regid=$(id -g) --init-groups"
 fi
 [ -e "/run/netns/sparkrig-$name" ] || $as_root ip netns add "sparkrig-$name"
 $as_root ip -n "sparkrig-$name" link set lo up
+export SPARKRIG_LAB="$name"
 # Only the network is another one: with `ip netns exec` podman's mounts would be private to this command as well.
+# sudo gives PATH and HOME values of its own, whatever it is told to preserve.
 # shellcheck disable=SC2086 # both prefixes are lists of words
-exec $as_root nsenter --net="/run/netns/sparkrig-$name" $as_user \
-  env HOME="$HOME" PATH="$PATH" SPARKRIG_CACHE="${SPARKRIG_CACHE:-$HOME/.cache/sparkrig}" SPARKRIG_LAB="$name" "$@"
+exec $as_root nsenter --net="/run/netns/sparkrig-$name" $as_user env PATH="$PATH" HOME="$HOME" "$@"
