@@ -11,7 +11,7 @@ VENV := $(SPARKRIG_CACHE)/venv/$(shell { cat requirements.txt; python3 --version
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 COLLECTION := .collections/ansible_collections/sparkrig/serving
-PYTHON_FOLDERS := lab tests/unit tests/oracle tests/bench tests/gates tests/fixtures
+PYTHON_FOLDERS := lab tests/unit tests/oracle tests/wheels tests/bench tests/gates tests/fixtures
 
 .PHONY: help
 help: ## Show what can be made
@@ -83,6 +83,7 @@ test: system venv ## The whole test suite, from lint to the molecule scenarios
 .PHONY: proofs
 proofs: venv ## What needs no lab but takes long: the oracle and Ansible's own gates
 	@$(MAKE) --no-print-directory oracle
+	@$(MAKE) --no-print-directory wheels
 	@$(MAKE) --no-print-directory gates
 
 .PHONY: static
@@ -120,6 +121,11 @@ build: system venv ## Build the node image and the runtime, side by side with no
 .PHONY: oracle
 oracle: build ## The fitter side by side with vLLM's own planner and engine
 	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle -m "not slow"
+
+.PHONY: wheels
+wheels: build ## The patches on vLLM's real wheels and sources, and a runtime built from a git source
+	@python -m lab.build --sources
+	pytest tests/wheels
 
 .PHONY: oracle-slow
 oracle-slow: build ## The rest of the real engines that the fitter is compared with

@@ -4,7 +4,8 @@
 """Build what is slow: the node image and the runtime archive, side by side, each once and then cached.
 
 ``python -m lab.build`` builds; with ``--oracle`` it unpacks the runtime on this machine as well, for the tests
-that ask vLLM itself, and prints its interpreter.
+that ask vLLM itself, and prints its interpreter; with ``--sources`` it fetches vLLM's own sources, for the tests
+that patch and build them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from lab.common import LabError, cache_dir, main_guard, say
 from lab.nodes import INVENTORY, PROJECT
+from lab.sources import VERSIONS, repository
 
 BIN = Path(sys.executable).parent
 HEARTBEAT_S = 10.0
@@ -85,6 +87,11 @@ def main() -> None:
     """Build image and runtime side by side, or show the runtime's interpreter on this machine."""
     if sys.argv[1:] == ["--oracle"]:
         print(oracle_python())
+        return
+    if sys.argv[1:] == ["--sources"]:
+        (packages,) = oracle_python().parents[1].glob("lib/python3.*/site-packages")
+        for version in VERSIONS:
+            say(f"the source of vLLM {version} is there: {repository(version, packages).url}")
         return
     runtime = runtime_job()
     try:
