@@ -126,6 +126,7 @@ ITS_OWN: dict[str, dict[str, str]] = {
         r"/var/spool/cups(/.*)?": "the print queue",
         r"/etc/cups/(subscriptions|printers|classes)\.conf.*": "cupsd writes them when it stops",
         r"/(root|home/spark)/\.ansible(/.*)?": "Ansible's own folder for what it ships",
+        r"/tmp/ansible_.*_payload_.*": "what Ansible shipped to a node before it was killed",
         r"/home/spark/\.ssh(/.*)?": "the key that the lab lets in",
         r"/etc/(resolv\.conf|\.updated|machine-id)": "the container's own",
         r"/var/\.updated": "the container's own",

@@ -9,12 +9,15 @@ What they were is the snapshot that prepare kept: units, files, sysctls, mounts,
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from lab.hosts import HOSTS
 from lab.play import Outcome, play, play_until
 from lab.snapshot import remaining, take_all
+
+OURS = re.compile(r"^(?!/tmp/).*(/|\b)[0-9]*-?sparkrig")
 
 # Where a run is killed, and how many seconds into the task.
 PLACES = [
@@ -28,6 +31,14 @@ def reset(*options: str) -> Outcome:
     return play("sparkrig.serving.reset", {"reset_consent": True}, options)
 
 
+def ours() -> dict[str, dict[str, str]]:
+    """By node, the files and units that bear our name."""
+    return {
+        name: {what: state for area in ("files", "units") for what, state in seen[area].items() if OURS.search(what)}
+        for name, seen in take_all().items()
+    }
+
+
 @pytest.mark.parametrize(("task", "seconds"), PLACES)
 def test_a_run_that_was_killed_is_taken_back(task: str, seconds: float) -> None:
     play_until("sparkrig.serving.site", task, seconds)
@@ -38,7 +49,7 @@ def test_a_run_that_was_killed_is_taken_back(task: str, seconds: float) -> None:
 
 def test_it_asks_first_and_a_dry_run_only_tells() -> None:
     play_until("sparkrig.serving.site", "fabric : Bring the rails up", 4.0)
-    before = {name: seen["files"] for name, seen in take_all().items()}
+    before = ours()
     refused = play("sparkrig.serving.reset")
     assert refused.code != 0
     assert "then run it with -e reset_consent=true. Nothing was changed." in " ".join(refused.text.split())
@@ -46,10 +57,7 @@ def test_it_asks_first_and_a_dry_run_only_tells() -> None:
     dry = play("sparkrig.serving.reset", options=("--check",))
     assert dry.code == 0, dry.text
     assert all(counters["changed"] > 0 for counters in dry.recap.values())
-    after = {name: seen["files"] for name, seen in take_all().items()}
-    for name, files in before.items():
-        ours = {path: value for path, value in files.items() if "sparkrig" in path}
-        assert ours == {path: after[name].get(path) for path in ours}
+    assert ours() == before
 
     # Half of it is gone when somebody has helped himself.
     for host in HOSTS.values():
