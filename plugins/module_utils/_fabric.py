@@ -65,6 +65,10 @@ def parse_rail(interface: object, cidr: object) -> Rail:
     if not isinstance(interface, str) or not _INTERFACE.fullmatch(interface):
         raise ValueError(f"fabric_addresses names the interface {interface!r}, which is no name of an interface.")
     where = f"fabric_addresses[{interface!r}] is {cidr!r}"
+    if isinstance(cidr, t.Mapping):
+        gateway = cidr.get("gateway") or cidr.get("gateway4")
+        what = f"a rail takes no gateway ({gateway}), since the fabric is not routed" if gateway else "that is a dict"
+        raise ValueError(f"{where}: {what}; write only the address, like 10.98.1.11/24.")
     if not isinstance(cidr, str) or "/" not in cidr:
         raise ValueError(f"{where}, which has no prefix length; write it like 10.98.1.11/24.")
     try:
