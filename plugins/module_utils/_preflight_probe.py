@@ -36,6 +36,8 @@ Run = t.Callable[[t.Sequence[str]], "tuple[int, str, str]"]
 
 ROOT = "/"
 RIG = "/opt/sparkrig"
+# The beginning of the name of every unit of the rig.
+RIG_UNITS = "sparkrig-"
 PEER_TIMEOUT_S = 2.0
 # What the kernel answers when nobody keeps the clock (TIME_ERROR of adjtimex).
 _TIME_ERROR = 5
@@ -246,7 +248,7 @@ def look(
         "prunable_bytes": sum(held.get(name, 0) for name in would),
         "earlyoom": earlyoom(guard["pid"], seen.total_bytes),
         "containers": containers(),
-        "leftovers": _launch_ground.processes_under(RIG, [*rig_units, "sparkrig-watchdog.service"]),
+        "leftovers": _launch_ground.processes_under(RIG, [RIG_UNITS]),
         "lock": lock(),
         "peers": peers(addresses),
         "privileged": os.geteuid() == 0,

@@ -17,7 +17,7 @@ from lab.hosts import HOSTS
 from lab.play import Outcome, play, play_until
 from lab.snapshot import remaining, take_all
 
-OURS = re.compile(r"^(?!/tmp/).*(/|\b)[0-9]*-?sparkrig")
+OURS = re.compile(r"(?!/tmp/).*sparkrig")
 
 # Where a run is killed, and how many seconds into the task.
 PLACES = [
@@ -34,7 +34,7 @@ def reset(*options: str) -> Outcome:
 def ours() -> dict[str, dict[str, str]]:
     """By node, the files and units that bear our name."""
     return {
-        name: {what: state for area in ("files", "units") for what, state in seen[area].items() if OURS.search(what)}
+        name: {what: state for area in ("files", "units") for what, state in seen[area].items() if OURS.match(what)}
         for name, seen in take_all().items()
     }
 
