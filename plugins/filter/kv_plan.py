@@ -31,6 +31,12 @@ options:
     type: list
     elements: str
     default: []
+  standing:
+    description:
+      - The text of the plan that is being served. With C(kv_cache_memory_bytes=auto) and C(max_model_len=-1) the
+        context that it settled for stays, because the served model itself holds the memory that would be measured.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -48,10 +54,10 @@ _value:
 """
 
 
-def kv_plan(options: t.Any, serving: t.Sequence[str | None] = ()) -> dict[str, t.Any]:
+def kv_plan(options: t.Any, serving: t.Sequence[str | None] = (), standing: str = "") -> dict[str, t.Any]:
     """The answer and its plan file."""
     try:
-        return fit_nodes(options, serving)
+        return fit_nodes(options, serving, standing)
     except ValueError as error:
         raise AnsibleFilterError(f"kv_budget: {error}") from error
 

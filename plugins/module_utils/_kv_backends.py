@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Cache, Model
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
-from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import INDEXER, MLA
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import INDEXER, MLA, EngineRefusal
 
 PLAIN_BYTES = 2
 
@@ -28,7 +29,9 @@ class Backend:
     which DCP needs (None: it never did); interleaves_since: the version in which it can draft with a DCP interleave
     above one;
     row_page: rows of one page of the kernel, where blocks must be whole pages apart (0: no such rule);
-    packed_rows: the same for a packed cache dtype, in a kernel that reads other caches row by row.
+    packed_rows: the same for a packed cache dtype, in a kernel that reads other caches row by row;
+    majors: compute capabilities that it runs on, by major number (none: every one); caches: cache dtypes that it reads
+    (none: not judged); sparse: it is a kernel for sparse MLA.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Backend:
     interleaves_since: tuple[int, int] | None = None
     row_page: int = 0
     packed_rows: int = 0
+    majors: tuple[int, ...] = ()
+    caches: tuple[str, ...] = ()
+    sparse: bool = False
 
     @property
     def smallest(self) -> int:
@@ -68,6 +74,8 @@ class Backend:
         return max([size for size in sizes if size <= block_size] or [min(sizes)])
 
 
+_BF16 = ("auto", "float16", "bfloat16")
+_LATENT = (*_BF16, "fp8", "fp8_e4m3")
 _ROWS = (
     Backend("FLASH_ATTN", "FlashAttentionImpl", multiple=16, dcp_since=(0, 13)),
     Backend("FLASHINFER", "FlashInferImpl", fixed=(16, 32, 64), dcp_since=(0, 13)),
@@ -76,12 +84,29 @@ _ROWS = (
     Backend("CPU_ATTN", "CPUAttentionBackendImpl", multiple=32),
     Backend("CPU_MLA", "CPUMLAImpl", fixed=(16,)),
     Backend("AMX_MLA", "AMXMLAImpl", multiple=32),
-    Backend("TRITON_MLA", "TritonMLAImpl", multiple=16, dcp_since=(0, 13)),
-    Backend("FLASH_ATTN_MLA", "FlashAttnMLAImpl", multiple=16, dcp_since=(0, 13)),
-    Backend("FLASHMLA", "FlashMLAImpl", fixed=(64,), dcp_since=(0, 13)),
-    Backend("CUTLASS_MLA", "CutlassMLAImpl", fixed=(128,), dcp_since=(0, 13)),
-    Backend("FLASHINFER_MLA", "FlashInferMLAImpl", fixed=(32, 64), dcp_since=(0, 26)),
-    Backend("TOKENSPEED_MLA", "TokenspeedMLAImpl", fixed=(32, 64), dcp_since=(0, 26), interleaves_since=(0, 32)),
+    Backend("TRITON_MLA", "TritonMLAImpl", multiple=16, dcp_since=(0, 13), caches=_LATENT),
+    Backend("FLASH_ATTN_MLA", "FlashAttnMLAImpl", multiple=16, dcp_since=(0, 13), majors=(9,), caches=_BF16),
+    Backend("FLASHMLA", "FlashMLAImpl", fixed=(64,), dcp_since=(0, 13), majors=(9, 10), caches=_LATENT),
+    Backend("CUTLASS_MLA", "CutlassMLAImpl", fixed=(128,), dcp_since=(0, 13), majors=(10,), caches=_LATENT),
+    Backend("FLASHINFER_MLA", "FlashInferMLAImpl", fixed=(32, 64), dcp_since=(0, 26), majors=(10,), caches=_LATENT),
+    Backend(
+        "TOKENSPEED_MLA",
+        "TokenspeedMLAImpl",
+        fixed=(32, 64),
+        dcp_since=(0, 26),
+        interleaves_since=(0, 32),
+        majors=(10,),
+        caches=("fp8", "fp8_e4m3"),
+    ),
+    Backend(
+        "FLASH_ATTN_MLA_SPARSE",
+        "FlashAttnMLASparseImpl",
+        multiple=64,
+        row_page=1,
+        majors=(9,),
+        caches=_BF16,
+        sparse=True,
+    ),
     Backend(
         "FLASHMLA_SPARSE",
         "FlashMLASparseImpl",
@@ -90,9 +115,29 @@ _ROWS = (
         interleaves_since=(0, 30),
         row_page=1,
         packed_rows=64,
+        majors=(9, 10),
+        caches=("auto", "bfloat16", "fp8_ds_mla", "fp8", "nvfp4_ds_mla"),
+        sparse=True,
     ),
-    Backend("FLASHINFER_MLA_SPARSE", "FlashInferMLASparseImpl", multiple=32, dcp_since=(0, 26), row_page=32),
-    Backend("FLASHINFER_MLA_SPARSE_SM120", "FlashInferMLASparseSM120Impl", multiple=64, row_page=64),
+    Backend(
+        "FLASHINFER_MLA_SPARSE",
+        "FlashInferMLASparseImpl",
+        multiple=32,
+        dcp_since=(0, 26),
+        row_page=32,
+        majors=(10,),
+        caches=_LATENT,
+        sparse=True,
+    ),
+    Backend(
+        "FLASHINFER_MLA_SPARSE_SM120",
+        "FlashInferMLASparseSM120Impl",
+        multiple=64,
+        row_page=64,
+        majors=(12,),
+        caches=("auto", "fp8", "fp8_e4m3", "fp8_ds_mla"),
+        sparse=True,
+    ),
     Backend("B12X_MLA_SPARSE", "B12xMLASparseImpl", multiple=64, dcp_since=(0, 24)),
 )
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
@@ -102,6 +147,64 @@ _FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 # Opaque rows of sparse MLA: bytes of one token.
 _ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 _FORK_ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 368}
+
+
+# In what order the engine tries the kernels of MLA since 0.30, by the major number of the compute capability.
+_MLA_ORDER = {
+    10: ("FLASHINFER_MLA", "CUTLASS_MLA", "FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA"),
+    12: ("TRITON_MLA", "FLASHINFER_MLA_SPARSE_SM120"),
+}
+_MLA_ORDER_ELSE = (
+    "FLASH_ATTN_MLA",
+    "FLASHMLA",
+    "FLASHINFER_MLA",
+    "TRITON_MLA",
+    "FLASH_ATTN_MLA_SPARSE",
+    "FLASHMLA_SPARSE",
+)
+
+
+def _mla_order(request: Request, model: Model, dtype: str, major: int) -> tuple[str, ...]:
+    if major != 10:
+        return _MLA_ORDER.get(major, _MLA_ORDER_ELSE)
+    few = model.query_heads // request.tensor_parallel_size <= 16
+    flashinfer_first = few or dtype not in _BF16
+    sparse = ("FLASHINFER_MLA_SPARSE", "FLASHMLA_SPARSE")
+    return (*_MLA_ORDER[10], *(sparse if flashinfer_first else sparse[::-1]))
+
+
+def _objections(backend: Backend, request: Request, model: Model, dialect: Dialect, dtype: str) -> list[str]:
+    """Why the engine does not take a kernel of MLA, in its words and order."""
+    found = []
+    if dtype not in backend.caches:
+        found.append("kv_cache_dtype not supported")
+    if request.block_size is not None and not backend.runs(request.block_size):
+        found.append("block_size not supported")
+    if model.sparse != backend.sparse:
+        found.append("sparse not supported" if model.sparse else "non-sparse not supported")
+    major = request.compute_capability[0] if request.compute_capability else 12
+    if backend.majors and major not in backend.majors:
+        found.append("compute capability not supported")
+    if request.decode_context_parallel_size > 1 and not backend.has_dcp(dialect):
+        found.append("DCP not supported")
+    return found
+
+
+def _mla_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
+    """The first kernel of MLA that the engine has no objection to; its refusal where there is none."""
+    major = request.compute_capability[0] if request.compute_capability else 12
+    refused = []
+    for name in _mla_order(request, model, dtype, major):
+        objections = _objections(BACKENDS[name], request, model, dialect, dtype)
+        if not objections:
+            return BACKENDS[name]
+        refused.append((name, objections))
+    width = next(cache.key for layer in model.layers for cache in layer if cache.kind == MLA)
+    raise EngineRefusal(
+        texts.no_backend(
+            width, dtype, request.block_size, model.sparse, request.decode_context_parallel_size > 1, refused
+        )
+    )
 
 
 def _sparse_backend(request: Request, dialect: Dialect) -> str:
@@ -133,6 +236,8 @@ def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
         return BACKENDS[name]
     if request.device == "cpu":
         return BACKENDS["CPU_MLA" if model.mla else "CPU_ATTN"]
+    if model.mla and dialect.version >= (0, 30) and request.compute_capability is not None:
+        return _mla_backend(request, model, dialect, dtype)
     if model.sparse:
         return BACKENDS[_sparse_backend(request, dialect)]
     if model.mla:
@@ -258,15 +363,9 @@ def judged_backend(request: Request) -> bool:
     return request.device == "cpu" or request.compute_capability is not None or request.attention_backend is not None
 
 
-def unsupported_dtype(dtype: str, model: Model) -> str | None:
-    """vLLM's words when a cache dtype cannot go with the model, else None."""
-    if dtype == "nvfp4" and model.mla:
-        return (
-            "nvfp4 KV cache is not supported with MLA (Multi-head Latent Attention) backends. Please use a different "
-            "--kv-cache-dtype (e.g., 'fp8', 'auto', or 'nvfp4_ds_mla' with a sparse MLA backend) for MLA models such "
-            "as DeepSeek."
-        )
-    if (dtype in _ROW_BYTES and not model.sparse) or ("per_token_head" in dtype and model.mla):
-        # The engine goes on with its own settings and every backend's reasons.
-        return "No valid attention backend found for cuda"
-    return None
+def unreadable(dtype: str, model: Model) -> bool:
+    """Whether no kernel at all reads this cache dtype of this model.
+
+    Where the hardware was named, since 0.30, `choose_backend` has refused it already and said more.
+    """
+    return (dtype in _ROW_BYTES and not model.sparse) or ("per_token_head" in dtype and model.mla)

@@ -535,20 +535,46 @@ def document_sha256(document: str) -> str:
     return hashlib.sha256(document.encode("utf-8")).hexdigest()
 
 
-def fit_nodes(options: Mapping[str, Any], serving_sha256: Sequence[str | None] = ()) -> dict[str, Any]:
+def question_sha256(options: Mapping[str, Any]) -> str:
+    """The digest of all that is asked, the readings of the moment left out."""
+    asked = {key: value for key, value in options.items() if key != "memory_available_bytes"}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode("utf-8")).hexdigest()
+
+
+def _standing_plan(standing: str, serving_sha256: Sequence[str | None], question: str) -> dict[str, Any]:
+    """What a plan that every rank serves settled for, if the same was asked then; empty where there is none."""
+    if not standing or not serving_sha256 or set(serving_sha256) != {document_sha256(standing)}:
+        return {}
+    plan = json.loads(standing)
+    if plan.get("question_sha256") != question:
+        return {}
+    return {"kv_cache_memory_bytes": plan["kv_cache_memory_bytes"], "max_model_len": plan["planned_model_len"]}
+
+
+def fit_nodes(
+    options: Mapping[str, Any], serving_sha256: Sequence[str | None] = (), standing: str = ""
+) -> dict[str, Any]:
     """A fit and the plan to write: `result`, `document` (the text of plan.json), `sha256`, `served` (by rank).
 
     serving_sha256: by rank, the digest of the plan that is being served there, None where nothing is. A rank that
     already serves this very plan holds the memory that the plan needs, so what is free beside it is not compared.
+    standing: the text of the plan that is being served. A context that was found by measured memory (budget `auto`,
+    max_model_len -1) stays what it was while it is served, because the served model itself holds that memory now.
     """
     measured = options.get("memory_available_bytes")
     searches = options.get("kv_cache_memory_bytes") == "auto" and options.get("max_model_len") == -1
+    question = question_sha256(options)
+    settled = _standing_plan(standing, serving_sha256, question) if searches else {}
+    options = {**options, **settled}
     timeless = {key: value for key, value in options.items() if key != "memory_available_bytes"}
-    stable = fit(options if searches else timeless)
-    document = plan_document(stable)
+    stable = fit(options if searches and not settled else timeless)
+    document = plan_document({**stable, "question_sha256": question} if searches else stable)
     sha256 = document_sha256(document)
     served = [digest == sha256 for digest in serving_sha256]
     if any(served) and isinstance(measured, (list, tuple)):
         measured = [None if here else reading for here, reading in zip(served, measured)]
-    result = stable if searches or measured is None else fit({**timeless, "memory_available_bytes": measured})
+    if measured is None or (searches and not settled):
+        result = stable
+    else:
+        result = fit({**timeless, "memory_available_bytes": measured})
     return {"result": result, "document": document, "sha256": sha256, "served": served}

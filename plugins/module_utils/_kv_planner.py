@@ -27,7 +27,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
     row_stride,
     strides,
     token_bytes,
-    unsupported_dtype,
+    unreadable,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect, find_dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import (
@@ -65,6 +65,8 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import 
 _UNSCALED_FAMILIES = ("gemma3_text", "whisper")
 # Above every layer number.
 _NO_END = 1 << 30
+# The block size that the engine begins with.
+_FIRST_BLOCK = 16
 _STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -461,10 +463,11 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
     check_parallel(request, model, dialect)
     check_dtype(request, dialect)
     dtype = resolve_dtype(request, model, dialect)
+    if dtype == "nvfp4" and model.mla:
+        raise EngineRefusal(texts.plain_nvfp4())
     backend = choose_backend(request, model, dialect, dtype)
-    refusal = unsupported_dtype(dtype, model)
-    if refusal is not None:
-        raise EngineRefusal(refusal)
+    if unreadable(dtype, model):
+        raise EngineRefusal(texts.no_backend_at_all())
     mode = _state_mode(request, model, dialect)
     builder = _Builder(request, dialect, model, backend, dtype, block_size_of(request, model, backend), mode, 0, 0)
     if model.hybrid:
@@ -522,9 +525,9 @@ def _entries(
         own = [cache for layer in every[first:end] for cache in layer]
         here = builder
         if all(cache.kind == STATE for cache in own) and not builder.dialect.kernel_step:
-            # Each stage fits its states to its own attention layers, and this one has none.
-            size = block_size_of(builder.request, builder.model, builder.backend)
-            here = replace(builder, state_page=0, state_block=size)
+            # Each stage fits its states to its own attention layers, and this one has none: what stays is the block
+            # size from before any kernel was asked.
+            here = replace(builder, state_page=0, state_block=builder.request.block_size or _FIRST_BLOCK)
         specs = {cache: here.spec(cache) for cache in dict.fromkeys(own)}
         for number, layer in enumerate(every[first:end], first):
             name = builder.model.layer_name.format(number)

@@ -9,6 +9,8 @@ The wording belongs to vLLM and is compared with the engine's own in the tests. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect, format_gib
 
 _GUIDE = "See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
@@ -252,3 +254,37 @@ def sparse_dcp_heads() -> str:
 def sparse_dcp_cache() -> str:
     """FlashMLA's sparse kernel with DCP over a cache that is not quantised."""
     return "DCP for FlashMLA sparse requires an fp8_ds_mla kv-cache; the bf16 sparse path is not supported under DCP."
+
+
+def no_backend(
+    head_size: int,
+    dtype: str,
+    block_size: int | None,
+    sparse: bool,
+    context_parallel: bool,
+    refused: Sequence[tuple[str, Sequence[str]]],
+) -> str:
+    """No attention kernel runs this MLA model on this GPU; refused: every kernel that was tried and what it lacks."""
+    reasons = ", ".join(f"{name}: [{', '.join(words)}]" for name, words in refused)
+    return (
+        f"No valid attention backend found for cuda with AttentionSelectorConfig(head_size={head_size}, "
+        f"dtype=torch.bfloat16, kv_cache_dtype={dtype}, block_size={block_size}, use_mla=True, has_sink=False, "
+        f"use_sparse={sparse}, use_mm_prefix=False, use_per_head_quant_scales=False, "
+        "attn_type=AttentionType.DECODER, has_sliding_window=False, use_non_causal=False, use_batch_invariant=False, "
+        "use_kv_connector=False, use_adaptive_verification=False, use_pcp=False, "
+        f"use_dcp={context_parallel}, use_rswa=False). Reasons: {{{reasons}}}."
+    )
+
+
+def no_backend_at_all() -> str:
+    """The beginning of the same, where the GPU is not known: the engine goes on with every kernel's reasons."""
+    return "No valid attention backend found for cuda"
+
+
+def plain_nvfp4() -> str:
+    """NVFP4 rows of K and V heads, which MLA does not have."""
+    return (
+        "nvfp4 KV cache is not supported with MLA (Multi-head Latent Attention) backends. Please use a different "
+        "--kv-cache-dtype (e.g., 'fp8', 'auto', or 'nvfp4_ds_mla' with a sparse MLA backend) for MLA models such "
+        "as DeepSeek."
+    )

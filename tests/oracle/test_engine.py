@@ -163,7 +163,7 @@ MORE: list[Case] = [
 ]
 
 
-def _host_options(oracle: Oracle, config: dict[str, t.Any]) -> dict[str, t.Any]:
+def host_options(oracle: Oracle, config: dict[str, t.Any]) -> dict[str, t.Any]:
     """What the CPU engine makes of this host: AMX has its own MLA kernel, AVX512-BF16 wants float32 states."""
     host = oracle.ask("hello")
     options: dict[str, t.Any] = {}
@@ -183,7 +183,7 @@ def _compare(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.An
         arguments={**SCHEDULER, **engine_arguments},
     )
     question = {**SCHEDULER, **arguments, "config": config, "device": "cpu", "engine": "0.32.0"}
-    ours = fit({**question, **_host_options(oracle, config)})
+    ours = fit({**question, **host_options(oracle, config)})
     if not theirs["ok"]:
         # A validator wraps the text; elsewhere it is the whole of it.
         assert ours["engine_error"] is not None, theirs

@@ -192,3 +192,61 @@ def test_pages_that_do_not_divide(engine: str, error: str | None) -> None:
         assert answer["fits"]
     else:
         assert answer["engine_error"].startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("capability", "block_size", "dtype", "chosen"),
+    [
+        ("9.0", None, "auto", 16),
+        ("9.0", None, "fp8", 64),
+        ("9.0", 16, "fp8", 16),
+        ("10.0", None, "auto", 32),
+        ("10.0", 16, "auto", 16),
+        ("12.1", None, "fp8", 16),
+    ],
+)
+def test_kernels_of_latent_attention(capability: str, block_size: int | None, dtype: str, chosen: int) -> None:
+    """The first kernel that runs on the GPU, reads the cache and takes the block size."""
+    model = {
+        "model_type": "deepseek_v3",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+    }
+    answer = fit(
+        {
+            "config": model,
+            "compute_capability": capability,
+            "block_size": block_size,
+            "kv_cache_dtype": dtype,
+            "kv_cache_memory_bytes": 10**9,
+            "max_model_len": 4096,
+        }
+    )
+    assert answer["fits"] and answer["block_size"] == chosen
+
+
+def test_no_kernel_for_context_parallelism() -> None:
+    """GLM-5.2 with DCP on a GB10: upstream's only sparse kernel there has none, in the engine's own words."""
+    config = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
+    answer = fit(
+        {
+            "config": config,
+            "compute_capability": "12.1",
+            "tensor_parallel_size": 4,
+            "decode_context_parallel_size": 4,
+            "kv_cache_dtype": "fp8_ds_mla",
+            "kv_cache_memory_bytes": 1_810_000_000,
+            "max_model_len": 131_072,
+        }
+    )
+    assert answer["engine_error"] == (
+        "No valid attention backend found for cuda with AttentionSelectorConfig(head_size=576, dtype=torch.bfloat16, "
+        "kv_cache_dtype=fp8_ds_mla, block_size=None, use_mla=True, has_sink=False, use_sparse=True, "
+        "use_mm_prefix=False, use_per_head_quant_scales=False, attn_type=AttentionType.DECODER, "
+        "has_sliding_window=False, use_non_causal=False, use_batch_invariant=False, use_kv_connector=False, "
+        "use_adaptive_verification=False, use_pcp=False, use_dcp=True, use_rswa=False). Reasons: {TRITON_MLA: "
+        "[kv_cache_dtype not supported, sparse not supported], FLASHINFER_MLA_SPARSE_SM120: [DCP not supported]}."
+    )
+    assert answer["changes"] == [{"decode_context_parallel_size": 1}]

@@ -204,6 +204,24 @@ def test_served_plan_is_not_compared_again() -> None:
     assert [rank["available_bytes"] for rank in one_down["result"]["ranks"]] == [None, None, None, 1_000_000]
 
 
+def test_a_context_that_was_found_stays_while_it_is_served() -> None:
+    """The served model holds the memory that would be measured; what is asked otherwise is looked for anew."""
+    asked = {"kv_cache_memory_bytes": "auto", "max_model_len": -1, "memory_total_bytes": 3 * GIB}
+    first = fit_nodes(lab(memory_available_bytes=[30_000_000] * 4, **asked))
+    assert first["result"]["fits"] and first["result"]["planned_model_len"] < 4096
+    later = lab(memory_available_bytes=[9_000_000] * 4, **asked)
+    served = [first["sha256"]] * 4
+    second = fit_nodes(later, served, first["document"])
+    assert second["document"] == first["document"] and second["served"] == [True] * 4 and second["result"]["fits"]
+    # Not served everywhere, another question, or another plan on the disk: the memory decides again.
+    for serving, options, standing in (
+        (["", *served[1:]], later, first["document"]),
+        (served, {**later, "max_num_seqs": 3}, first["document"]),
+        (served, later, first["document"] + " "),
+    ):
+        assert fit_nodes(options, serving, standing)["document"] != first["document"]
+
+
 def test_pipeline_stages() -> None:
     """Layers are dealt out over the stages, the draft is on the last one, and the poorest stage decides."""
     answer = fit(lab(tensor_parallel_size=1, pipeline_parallel_size=2, nodes=["a", "b"]))
