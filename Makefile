@@ -68,7 +68,7 @@ clean: down ## Remove the lab and its cache
 # --- The tests ----------------------------------------------------------------------------------------------
 
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
-SERVING := interrupted default refusals changed_plan dead_node faults executor_mp reset
+SERVING := interrupted default refusals changed_plan ray_cluster dead_node faults executor_mp reset
 # On bare nodes, each of which it leaves bare.
 BARE := node fabric checkpoint runtime
 
@@ -150,6 +150,10 @@ faults: demo ## Every fault on a lab that serves, and a table of how each one en
 .PHONY: bench
 bench: venv ## Benchmarks, printed
 	pytest tests/bench
+
+.PHONY: ray-footprint
+ray-footprint: venv ## What an idle Ray holds on the lab's nodes, beside the seed's flags, in one run
+	@python -m tests.bench.ray_footprint
 
 .PHONY: rivals
 rivals: venv ## The fitter beside the public calculators, from the package index, in one run

@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import os
 import socket
 import typing as t
 
@@ -26,6 +27,9 @@ if t.TYPE_CHECKING:
 
 # gRPC would send even a request to the next machine through a proxy that the shell happens to have.
 _NO_PROXY = {name: "" for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+
+# What a head says to a process that cannot show its secret.
+_REFUSED = "InvalidAuthToken"
 
 # The option `ray` of a module that asks a cluster.
 RAY_OPTION: Mapping[str, t.Any] = {
@@ -67,6 +71,9 @@ def probe_ray(
         code, out, err = run_command([python, "-c", NODE_TABLE_SCRIPT, address], environ_update=environment)
     except OSError as error:
         return None, f"{python} cannot be run: {error.strerror or error}"
+    if code != 0 and _REFUSED in out + err:
+        has = "is not that of the head" if os.path.exists(token_file) else "is missing"
+        return None, f"Ray's GCS at {address} refuses this node: the secret in {token_file} {has}"
     if code != 0:
         last = (err.strip().splitlines() or ["no word"])[-1]
         return None, f"Ray's table of nodes at {address} cannot be read: {last}"

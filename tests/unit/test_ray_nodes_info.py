@@ -103,6 +103,18 @@ def test_what_is_missing_twice_or_stale_is_named(monkeypatch: pytest.MonkeyPatch
     assert environment["RAY_AUTH_MODE"] == "disabled"
 
 
+@pytest.mark.parametrize(("has", "words"), [(True, "is not that of the head"), (False, "is missing")])
+def test_another_secret_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gcs: str, has: bool, words: str
+) -> None:
+    token_file = tmp_path / "ray-token.env"
+    if has:
+        token_file.write_text("RAY_AUTH_TOKEN=abc\n")
+    said = "Unauthenticated: RPC error: InvalidAuthToken: Authentication token is missing or incorrect\n"
+    result, _environment = ask(monkeypatch, (1, "", said), token_file, gcs)
+    assert result["problems"] == [f"Ray's GCS at {gcs} refuses this node: the secret in {token_file} {words}"]
+
+
 def test_a_head_that_cannot_be_asked_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gcs: str) -> None:
     result, _environment = ask(monkeypatch, (1, "", "no\nword"), tmp_path / "none", gcs)
     assert result["problems"] == [f"Ray's table of nodes at {gcs} cannot be read: word"]
