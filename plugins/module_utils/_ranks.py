@@ -69,9 +69,10 @@ def end(child: subprocess.Popen[bytes]) -> None:
 def guard(child: subprocess.Popen[bytes], names: dict[socket.socket, str]) -> str:
     """Wait until the command ends or a connection does, and say which; the command is ended then."""
     ended = os.pidfd_open(child.pid)
+    waiting: list[t.Any] = [ended, *names]
     try:
         while True:
-            for ready in select.select([ended, *names], [], [])[0]:
+            for ready in select.select(waiting, [], [])[0]:
                 if ready == ended:
                     return f"the engine's process ended with {child.wait()}"
                 if not received(ready):
