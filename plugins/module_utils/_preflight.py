@@ -497,7 +497,8 @@ def _running(node: Node) -> list[Finding]:
     units = details.get("prunable_units") or []
     if units:
         freed = f", which hold {gib(details.get('prunable_bytes', 0))}" if details.get("prunable_bytes") else ""
-        listed = f"{len(units)} units would be pruned{freed}: {', '.join(units[:6])}{' ...' if len(units) > 6 else ''}"
+        more = f" and {len(units) - 6} more" if len(units) > 6 else ""
+        listed = f"{len(units)} units would be pruned{freed}: {', '.join(units[:6])}{more}"
         found.append(Finding("units.prunable", "info", name, listed, "", "Role os_prune does it, and can undo it."))
     if not details.get("privileged", True):
         found.append(
