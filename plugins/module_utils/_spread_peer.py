@@ -131,6 +131,7 @@ class Peer:
         self._waiting.reverse()
         self._manifests = {number: read_manifest(path) for number, path in enumerate(self._folders)}
         self._successor_done = self._after is None
+        self._listeners: list[socket.socket] = []
         self._broken = ""
         self._active_at = time.monotonic()
         self._started = time.monotonic()
@@ -151,7 +152,6 @@ class Peer:
 
     def listen(self) -> None:
         """Answer the node after this one, on every address that is up."""
-        bound = 0
         errors = []
         for address in self._listen:
             try:
@@ -165,9 +165,9 @@ class Peer:
             except OSError as error:
                 errors.append(f"{address}: {error.strerror or error}")
                 continue
-            bound += 1
+            self._listeners.append(listener)
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
-        if not bound:
+        if not self._listeners:
             raise Broken(
                 f"{self.name} cannot listen on port {self._port} ({'; '.join(errors)}); give addresses that are its "
                 "own and up, and a port that is free"
@@ -175,7 +175,11 @@ class Peer:
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
-            connection, _address = listener.accept()
+            try:
+                connection, _address = listener.accept()
+            except OSError:
+                # The copy has ended.
+                return
             set_timeout(connection, self._idle_s)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
@@ -390,7 +394,12 @@ class Peer:
         except Broken as error:
             self._break(str(error))
         shown = 0.0
+        left = False
         while not self._broken and (any(thread.is_alive() for thread in threads) or not self._successor_done):
+            if not left and not any(thread.is_alive() for thread in threads):
+                # Not after the last one is served: around a whole ring everybody would wait for everybody.
+                self._say_goodbye()
+                left = True
             time.sleep(0.05)
             now = time.monotonic()
             if now - shown >= 1:
@@ -398,11 +407,16 @@ class Peer:
                 shown = now
             if now - self._active_at > self._idle_s + 5:
                 self._break(self._stalled())
-        self._say_goodbye()
+        if not left or self._broken:
+            self._say_goodbye()
         report(self.status("failed" if self._broken else "done"))
         if self._broken:
             # Whoever asks meanwhile is told why there will be no more.
             time.sleep(_FAREWELL_S)
+        for listener in self._listeners:
+            # Closing alone would not wake the thread that waits for a connection.
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
         return not self._broken
 
     def _stalled(self) -> str:

@@ -175,7 +175,9 @@ class Copy:
             self.module.get_bin_path("systemd-run", required=True),
             f"--unit={UNIT}",
             "--description=Copy of the checkpoint from node to node",
+            # With an order between them systemd waits for the end of the copy before it starts the other.
             f"--property=Conflicts={' '.join(self.units)}",
+            f"--property=Before={' '.join(self.units)}",
             "--property=OOMPolicy=stop",
             "--setenv=PYTHONDONTWRITEBYTECODE=1",
             "--",

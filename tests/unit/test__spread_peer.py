@@ -164,6 +164,17 @@ def test_the_first_node_is_repaired_around_the_ring(ring: Ring) -> None:
     assert ring.whole(0)
 
 
+def test_a_whole_ring_in_which_everybody_takes_and_gives(ring: Ring) -> None:
+    assert states(ring.run()) == dict.fromkeys(range(4), "done")
+    ring.lacks = {
+        number: {name} for number, name in enumerate(["a.safetensors", "b.safetensors", "config.json", "empty"])
+    }
+    for number, (name,) in ring.lacks.items():
+        (ring.folder(number) / name).unlink()
+    assert states(ring.run()) == dict.fromkeys(range(4), "done")
+    assert all(ring.whole(number) for number in range(4))
+
+
 def test_a_source_that_gives_another_content_is_named_to_all(ring: Ring) -> None:
     (ring.folder(0) / "b.safetensors").write_bytes(b"z" * SIZES["b.safetensors"])
     last = ring.run()

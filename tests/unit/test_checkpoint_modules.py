@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -328,7 +329,7 @@ def test_parts_of_one_file_system_share_blocks(
         os.sendfile(target, source, 0, os.fstat(source).st_size)
 
     monkeypatch.setattr(checkpoint_overlay, "mounts", lambda: table)
-    monkeypatch.setattr(checkpoint_overlay.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
     result = build()
     assert calls == [checkpoint_overlay.FICLONE]
     assert (

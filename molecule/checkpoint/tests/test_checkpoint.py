@@ -23,6 +23,7 @@ PLAYBOOK = str(Path(__file__).parents[1] / "checkpoint.yml")
 ROOT = "/srv/checkpoint"
 BASE = f"{ROOT}/base"
 UNIT = "sparkrig-spread.service"
+RAY = "/run/systemd/system/sparkrig-ray.service"
 RAILS = ("enp1s0f0np0", "enP2p1s0f0np0")
 NAMES = [node.name for node in NODES]
 FIRST, SECOND, THIRD, FOURTH = (HOSTS[name] for name in NAMES)
@@ -97,7 +98,7 @@ def nodes() -> t.Iterator[None]:
     yield
     slow_down(None)
     for host in HOSTS.values():
-        host.run(f"systemctl stop {UNIT} sparkrig-ray.service")
+        host.run(f"systemctl stop {UNIT} sparkrig-ray.service; rm -f {RAY}; systemctl daemon-reload")
     outcome = run({"entry": "reset"})
     forget(*HOSTS.values())
     assert outcome.code == 0, outcome.text
@@ -148,17 +149,19 @@ def test_what_is_missing_cut_short_or_damaged_is_put_right() -> None:
 
 def test_a_copy_that_was_killed_is_continued() -> None:
     forget(SECOND, THIRD, FOURTH)
-    slow_down("60mbit")
+    slow_down("20mbit")
     play_until(PLAYBOOK, "checkpoint : spread | Wait", 4.0)
     root(THIRD, f"systemctl kill --signal=KILL {UNIT}")
     # Ray must not find a copy beside it: systemd ends the one when the other is started.
-    root(SECOND, "systemd-run --unit=sparkrig-ray.service sleep 600")
+    root(SECOND, f"printf '[Service]\\nExecStart=/bin/sleep 600\\n' >{RAY} && systemctl daemon-reload")
+    assert SECOND.service(UNIT).is_running
+    root(SECOND, "systemctl start sparkrig-ray.service")
     assert not SECOND.service(UNIT).is_running
     sentence = (
         "sparkrig-ray.service runs on this node, and a copy would take its memory and its links; stop the rig first"
     )
     refuse(sentence)
-    root(SECOND, "systemctl stop sparkrig-ray.service")
+    root(SECOND, f"systemctl stop sparkrig-ray.service && rm {RAY} && systemctl daemon-reload")
     slow_down(None)
     succeed()
     assert len({sums(host) for host in HOSTS.values()}) == 1
@@ -175,7 +178,8 @@ def test_a_node_without_room_stops_all_before_the_first_byte() -> None:
         assert not THIRD.file(BASE).exists
         # A disk that fills up on the way: the copy stops with a sentence and is continued when there is room again.
         root(FOURTH, f"mount -o remount,size=120m {BASE}")
-        root(FOURTH, f"(sleep 1; head -c 100m /dev/zero >{BASE}/.filler) >/dev/null 2>&1 &")
+        fill = f"head -c 100m /dev/zero >{BASE}/.filler"
+        root(FOURTH, f"(until ls {BASE}/.model*-part; do sleep 0.1; done; {fill}) >/dev/null 2>&1 &")
         slow_down("100mbit")
         refuse(f"{NAMES[3]} cannot go on: No space left on device")
         root(FOURTH, f"rm {BASE}/.filler")
