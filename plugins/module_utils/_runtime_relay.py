@@ -30,7 +30,7 @@ _GREETING_S = 60.0
 # How long one read or write may take on a rail that is up.
 _STALL_S = 180.0
 # A sender to whom nobody comes any more ends, so that its port is free for the next run.
-_IDLE_S = 90.0
+_IDLE_S = 120.0
 
 
 def check_token(token: str) -> str:

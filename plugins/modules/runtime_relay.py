@@ -63,7 +63,7 @@ EXAMPLES = r"""
   sparkrig.serving.runtime_relay:
     digest: 52a3cdf2bbc18c6a
     address: 10.98.1.11
-    port: 26490
+    port: 26600
     token: "{{ relay_token }}"
     receivers: 3
   async: 1800

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -129,6 +130,31 @@ def test_all_nodes_have_the_same_tree_and_a_second_run_changes_nothing(site: Sit
     assert current() == {first}
 
 
+def test_the_first_node_can_be_the_build_host(site: Site, first: str) -> None:
+    node, there = HOSTS["spark1"], "/home/spark/site"
+    digest_1 = site.variables(1)
+    house = Path(digest_1["runtime_wheelhouse"])
+    node.check_output(f"rm -rf {there} && mkdir -p {there}/wheelhouse")
+    for path in house.iterdir():
+        text = base64.b64encode(path.read_bytes()).decode()
+        node.check_output(f"echo {text} | base64 -d > {there}/wheelhouse/{path.name}")
+    node.check_output(f"chown -R spark: {there}")
+    change = {
+        "runtime_build_host": "spark1",
+        "runtime_cache_dir": f"{there}/cache",
+        "runtime_wheelhouse": f"{there}/wheelhouse",
+        # Another digest, so that there is something to build and to hand on.
+        "description": {"local_version": "cpu.built.there"},
+    }
+    outcome = play(RUNTIME, site.variables(1, **change))
+    works(outcome)
+    assert "shipping" not in outcome.text
+    assert len(manifest_hashes()) == 1
+    assert current() != {first}
+    works(play(RUNTIME, site.variables(1)))
+    assert current() == {first}
+
+
 def test_back_and_forth_in_seconds(site: Site, first: str) -> None:
     works(play(RUNTIME, site.variables(2)))
     (second,) = current()
@@ -183,9 +209,7 @@ def test_a_wheel_with_another_hash(site: Site, first: str) -> None:
     kept = (house / "lock.txt").read_text()
     (house / "lock.txt").write_text(re.sub(r"(ray==.*sha256:)\w{8}", r"\g<1>00000000", kept))
     try:
-        refused(
-            play(RUNTIME, variables), "lacks 1 of 2 wheels of the lock with the right"
-        )
+        refused(play(RUNTIME, variables), "lacks 1 of 2 wheels of the lock with the right")
     finally:
         (house / "lock.txt").write_text(kept)
     assert current() == {first}
@@ -250,9 +274,7 @@ def test_a_tree_that_differs_is_seen_and_replaced(site: Site, first: str) -> Non
     archive.write_bytes(data)
     os.utime(archive, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     HOSTS["spark1"].check_output(f"chmod u+w {CURRENT}/pyvenv.cfg && echo damaged >> {CURRENT}/pyvenv.cfg")
-    refused(
-        play(RUNTIME, site.variables(1)), "is damaged at lib/python3.11/site-packages/ray/__init__.py"
-    )
+    refused(play(RUNTIME, site.variables(1)), "is damaged at lib/python3.11/site-packages/ray/__init__.py")
     assert current() == {first}
     # With the archive built anew, the node that differs is put right, from what the others have not lost.
     archive.unlink()
