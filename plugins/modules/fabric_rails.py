@@ -868,7 +868,9 @@ def link_problems(module: AnsibleModule, rails: t.Sequence[Rail]) -> list[str]:
 
 def ping(node: Node, pairs: t.Sequence[tuple[str, Rail, Rail]], payload: int) -> tuple[frozenset[str], str]:
     """One packet to each peer, all at the same time, so that silent ones cost 2 s together and not each."""
-    lines = "".join(f"-I {own.address} {their.address}\n" for _host, own, their in pairs)
+    # By the interface and not by its address: a node answers for all of its addresses on any of its cables, so that
+    # swapped cables would not show; bound to the interface, only answers that come back by it count.
+    lines = "".join(f"-I {own.interface} {their.address}\n" for _host, own, their in pairs)
     command = ("xargs", "-P", "128", "-L", "1", "ping", "-n", "-M", "do", "-s", str(payload), "-c", "1", "-W", "2")
     _rc, out, err = node.run(*command, data=lines)
     return answered(out), out + err

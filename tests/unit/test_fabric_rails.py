@@ -387,10 +387,10 @@ def test_all_peers_on_all_rails_in_one_command(node: FakeNode, run: Run) -> None
     assert result["changed"] is False
     assert len(node.commands) == 1
     assert node.pings == [
-        "8972 -I 10.98.1.11 10.98.1.12",
-        "8972 -I 10.98.2.11 10.98.2.12",
-        "8972 -I 10.98.1.11 10.98.1.13",
-        "8972 -I 10.98.2.11 10.98.2.13",
+        f"8972 -I {A} 10.98.1.12",
+        f"8972 -I {B} 10.98.2.12",
+        f"8972 -I {A} 10.98.1.13",
+        f"8972 -I {B} 10.98.2.13",
     ]
     assert result["actions"][0] == f"spark2 answers 8972 bytes over {A} (10.98.1.11 to 10.98.1.12)."
 
