@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import typing as t
 
@@ -95,7 +96,9 @@ class ActionModule(ActionBase):
             if waited >= options["timeout_s"]:
                 text = timeout_sentence(host, options["what"], message, options["timeout_s"], options["advice"])
                 return {**answer, "failed": True, "msg": text}
-            if message != shown or now - shown_at >= options["report_s"]:
+            # Numbers move all the time; only other words are news before it is time to report again.
+            words = re.sub(r"[0-9.,]+", "", message)
+            if words != shown or now - shown_at >= options["report_s"]:
                 self._display.display(progress(host, message, waited, options["timeout_s"]))
-                shown, shown_at = message, now
+                shown, shown_at = words, now
             time.sleep(options["interval_s"])

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._firewall import rules
+from ansible_collections.sparkrig.serving.plugins.module_utils._rig_user import hardening
 from ansible_collections.sparkrig.serving.plugins.module_utils._status import status
-from ansible_collections.sparkrig.serving.plugins.module_utils._verify import unreachable_reason
+from ansible_collections.sparkrig.serving.plugins.module_utils._verify import check_node, unreachable_reason
 
 PACKAGE = "ansible_collections/sparkrig/serving/plugins/module_utils"
 FOLDER = Path(__file__).parent.parent / "module_utils"
@@ -37,9 +39,46 @@ def status_lines(nodes: list[str], hostvars: t.Mapping[str, t.Any], register: st
     return status(nodes, {node: result for node, result in results.items() if "units" in result}, away)
 
 
+def unit_hardening(user: str) -> str:
+    """The lines of a unit's [Service] section that keep a process of the rig in its place."""
+    return hardening(user)
+
+
+def firewall_rules(rails: list[str], **options: t.Any) -> str:
+    """The rig's nftables table for a node with these *rails*; see :func:`rules`."""
+    try:
+        return rules(rails, **options)
+    except ValueError as error:
+        raise AnsibleFilterError(f"firewall_rules: {error}") from error
+
+
+def verify_node_checks(
+    nodes: list[str],
+    hostvars: t.Mapping[str, t.Any],
+    register: str,
+    plan: t.Mapping[str, t.Any] | None = None,
+    object_store_bytes: int | None = None,
+) -> list[dict[str, t.Any]]:
+    """Every node beside the plan, from what rig_status returned in the variable *register*."""
+    ranks = list((plan or {}).get("ranks") or [])
+    checks: list[dict[str, t.Any]] = []
+    for index, node in enumerate(nodes):
+        seen = hostvars[node].get(register) or {}
+        if "units" in seen:
+            rank = ranks[index] if index < len(ranks) else None
+            checks += [check.as_dict() for check in check_node(node, seen, rank, object_store_bytes)]
+    return checks
+
+
 class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Name to function."""
-        return {"node_module": node_module, "status_lines": status_lines}
+        return {
+            "firewall_rules": firewall_rules,
+            "node_module": node_module,
+            "status_lines": status_lines,
+            "unit_hardening": unit_hardening,
+            "verify_node_checks": verify_node_checks,
+        }

@@ -59,6 +59,16 @@ def memory_now() -> Memory:
     return memory(read_text("/proc/meminfo") or "", *texts)
 
 
+def bytes_read(units: Sequence[str]) -> int:
+    """What the processes of these units have read so far, from disk or through the page cache."""
+    found = 0
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        if belongs_to(read_text(f"/proc/{entry}/cgroup") or "", units):
+            match = re.search(rb"^rchar: (\d+)$", read_bytes(f"/proc/{entry}/io"), re.MULTILINE)
+            found += int(match.group(1)) if match else 0
+    return found
+
+
 def processes_under(folder: str, but: Sequence[str]) -> list[str]:
     """Processes whose program or libraries lie under *folder* and that run in no unit of *but*, as "PID NAME"."""
     found = []

@@ -13,6 +13,7 @@ import typing as t
 from dataclasses import asdict, dataclass
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import labels_of, total
+from ansible_collections.sparkrig.serving.plugins.module_utils._node import gib
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ Value = t.Any
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
+ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 CACHE_INFO = "vllm:cache_config_info"
 
 # What the plan calls a number, and the engine's label for it.
@@ -100,8 +102,67 @@ def check_drafts(before: Sequence[Sample], after: Sequence[Sample]) -> Check:
     else:
         drafted = (total(after, DRAFT_TOKENS) or 0.0) - (total(before, DRAFT_TOKENS) or 0.0)
         accepted = (total(after, ACCEPTED) or 0.0) - (total(before, ACCEPTED) or 0.0)
-        sentence = f"The engine made {seen:g} drafts during the completion; {accepted:g} of {drafted:g} were accepted"
+        by_position = " / ".join(f"{part:.2f}" for part in acceptance_by_position(before, after))
+        sentence = (
+            f"The engine made {seen:g} drafts during the completion; {accepted:g} of {drafted:g} were accepted"
+            + (f", by position {by_position}" if by_position else "")
+        )
     return Check("drafts", ok, "> 0", _shown(seen), sentence)
+
+
+def acceptance_by_position(before: Sequence[Sample], after: Sequence[Sample]) -> list[float]:
+    """How many of the drafts were accepted at each position, between two looks at /metrics."""
+    drafts = (total(after, DRAFTS) or 0.0) - (total(before, DRAFTS) or 0.0)
+    if drafts <= 0:
+        return []
+
+    def at(samples: Sequence[Sample]) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for sample in samples:
+            if sample.name == ACCEPTED_AT and sample.labels.get("position", "").isdigit():
+                position = int(sample.labels["position"])
+                found[position] = found.get(position, 0.0) + sample.number
+        return found
+
+    first, last = at(before), at(after)
+    return [(last[position] - first.get(position, 0.0)) / drafts for position in sorted(last)]
+
+
+def check_node(
+    node: str, seen: Mapping[str, Value], rank: Mapping[str, Value] | None, object_store_bytes: int | None
+) -> list[Check]:
+    """One node beside the plan: memory that is left, Ray's object store, processes that nobody planned.
+
+    *seen* is what rig_status returned there, *rank* the plan for the rank on that node.
+    """
+    checks = []
+    if rank and rank.get("available_bytes") is not None:
+        planned = int(rank["available_bytes"]) - sum(
+            int(rank[part]) for part in ("weights_bytes", "kv_bytes", "overhead_bytes")
+        )
+        left, slack = int(seen["memory_available_bytes"]), int(seen["memory_total_bytes"]) // 10
+        ok = left >= planned - slack
+        sentence = f"{node} has {gib(left)} of memory left; the plan says at least {gib(max(0, planned))}"
+        checks.append(Check(f"memory_{node}", ok, planned, left, sentence + ("" if ok else f", less {gib(slack)}")))
+    store = seen.get("object_store_bytes")
+    if object_store_bytes is not None and store is not None:
+        ok = int(store) == object_store_bytes
+        sentence = f"Ray's object store on {node} has {store} bytes"
+        checks.append(
+            Check(
+                f"object_store_{node}",
+                ok,
+                object_store_bytes,
+                store,
+                f"{sentence}, as planned" if ok else f"{sentence}; the profile says {object_store_bytes}",
+            )
+        )
+    unknown = [str(item) for item in seen.get("unknown_processes") or []]
+    sentence = (
+        f"{node} runs what the plan does not know: {', '.join(unknown)}" if unknown else f"{node} runs nothing else"
+    )
+    checks.append(Check(f"processes_{node}", not unknown, [], unknown, sentence))
+    return checks
 
 
 def check_models(answer: Mapping[str, Value], model: str, max_model_len: int | None) -> list[Check]:

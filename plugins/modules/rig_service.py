@@ -155,6 +155,10 @@ options:
         unit of the rig, is ended and named.
       - With O(state=stopped) what is left ends in a failure that names the processes.
     type: path
+  user:
+    description: A system user that the unit runs as. It is made where it is missing, before the unit is started.
+    type: str
+    default: ""
   own_units:
     description: Units of the rig on this node. What runs in them is no leftover when another one is started.
     type: list
@@ -257,6 +261,7 @@ unit:
 """
 
 import os
+import pwd
 import secrets
 import time
 import typing as t
@@ -282,6 +287,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import 
     start_step,
     with_stamp,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._rig_user import HOME
 
 UNIT_DIRECTORY = "/etc/systemd/system"
 
@@ -404,6 +410,25 @@ class Service:
             for entry in self.module.params["extra_units"]
         ]
 
+    def make_user(self) -> None:
+        """Have the user that the unit runs as."""
+        name = self.module.params["user"]
+        if not name:
+            return
+        try:
+            pwd.getpwnam(name)
+            return
+        except KeyError:
+            self.changed = True
+            self.actions.append(f"user {name}: created")
+        if self.module.check_mode:
+            return
+        command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", HOME]
+        command += ["--shell", "/usr/sbin/nologin", name]
+        code, _out, err = self.module.run_command(command)
+        if code != 0:
+            self.module.fail_json(msg=f"The user {name} cannot be made on this node: {err.strip()}.", rc=code)
+
     def start_extra_units(self, changed: set[str]) -> None:
         """Enable and start those units beside this one that want it; restart one whose text has changed."""
         for entry in self.module.params["extra_units"]:
@@ -494,6 +519,7 @@ class Service:
         )
         if verb:
             self.refuse_taken_ports()
+        self.make_user()
         self.remove_units()
         written = self.put_files([*files, *self.extra_files(), unit])
         reload = now.needs_reload or any(os.path.dirname(path) == UNIT_DIRECTORY for path in written)
@@ -688,6 +714,7 @@ def main() -> None:
             "force_restart": {"type": "bool", "default": False},
             "stop_first": {"type": "list", "elements": "str", "default": []},
             "leftovers_under": {"type": "path"},
+            "user": {"type": "str", "default": ""},
             "own_units": {
                 "type": "list",
                 "elements": "str",

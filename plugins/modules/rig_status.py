@@ -86,6 +86,15 @@ requests_waiting:
   description: Requests that wait for their turn.
   returned: on the head while the engine answers
   type: float
+object_store_bytes:
+  description: Ray's shared memory on this node, as its raylet was told. Null when there is none.
+  returned: always
+  type: int
+unknown_processes:
+  description: Processes with the runtime's files or on the GPU that run in none of the rig's units.
+  returned: always
+  type: list
+  elements: str
 waiting:
   description: What the start of the engine waits for. Empty when it does not.
   returned: always
@@ -105,6 +114,7 @@ lock:
 """
 
 import json
+import re
 import time
 import typing as t
 import urllib.error
@@ -112,7 +122,12 @@ import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import memory_now, read_text
+from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
+    gpu_strangers,
+    memory_now,
+    processes_under,
+    read_text,
+)
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_lock import LOCK, holder_sentence, parse_holder
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import parse_metrics, total
 from ansible_collections.sparkrig.serving.plugins.module_utils._node import parse_meminfo
@@ -150,8 +165,14 @@ def fetch(url: str) -> tuple[str, str]:
 
 def titles(module: AnsibleModule) -> list[str]:
     """The titles of all processes."""
-    _code, out, _err = module.run_command(["ps", "-eo", "args"])
+    _code, out, _err = module.run_command(["ps", "-ww", "-eo", "args"])
     return [line.strip() for line in out.splitlines()]
+
+
+def object_store(seen: list[str]) -> int | None:
+    """What the raylet was told, from its command line."""
+    sizes = (re.search(r"/raylet .*--object_store_memory=([0-9]+)", title) for title in seen)
+    return next((int(size.group(1)) for size in sizes if size), None)
 
 
 def gpu(module: AnsibleModule) -> str:
@@ -207,6 +228,8 @@ def main() -> None:
     result: dict[str, t.Any] = {"health": None}
     if settings.get("url") and first.load != "not-found":
         result = engine(settings["url"], module.params["sample_s"]) if first.active == "active" else {"health": ""}
+    seen = titles(module)
+    own = [*units, "sparkrig-watchdog.service", "sparkrig-lifeline.service"]
     waiting = (stored(f"{STATE}/waiting.json") or {}) if first.active == "activating" else {}
     watched = stored(f"{STATE}/watch.json") or {}
     problem = str(watched.get("problem") or "")
@@ -218,7 +241,9 @@ def main() -> None:
         memory_total_bytes=memory.total_bytes,
         swap_used_bytes=fields.get("SwapTotal", 0) - fields.get("SwapFree", 0),
         gpu=gpu(module),
-        rank=rank_of(titles(module)),
+        rank=rank_of(seen),
+        object_store_bytes=object_store(seen),
+        unknown_processes=processes_under("/opt/sparkrig", own) + gpu_strangers(module, own),
         waiting=str(waiting.get("sentence", "")),
         watchdog=f"the watchdog's last completion failed: {problem}" if problem else "",
         last_failure=stored(f"{STATE}/last_failure.json") or {},

@@ -154,7 +154,12 @@ import urllib.request
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
-from ansible_collections.sparkrig.serving.plugins.module_utils._node import Memory, memory
+from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
+    bytes_read,
+    memory_now,
+    read_text,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._node import gib
 from ansible_collections.sparkrig.serving.plugins.module_utils._ports import taken_ports
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray_probe import RAY_OPTION, probe_ray
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import (
@@ -168,17 +173,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import 
 WAITING = "/var/lib/sparkrig/watch/waiting.json"
 # What they listen on is the rig's own.
 RIG_UNITS = ("sparkrig-ray.service", "sparkrig-vllm.service", "sparkrig-lifeline.service")
+# Where the ranks run on this node.
+OWN_UNITS = ("sparkrig-ray.service", "sparkrig-vllm.service")
 JOURNAL_LINES = 4000
 LOG_TAIL_BYTES = 65536
-# The control group of the whole node: v2 first, v1 second. Each is (limit, usage, stat).
-_CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
 
 
 def health_of(url: str) -> str:
@@ -213,24 +211,6 @@ def tails(patterns: list[str], since: float) -> list[str]:
             handle.seek(max(0, os.path.getsize(path) - LOG_TAIL_BYTES))
             lines += handle.read().decode("utf-8", "replace").splitlines()
     return lines
-
-
-def read_text(path: str) -> str | None:
-    """The text of *path*, or None when there is no such file."""
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as stream:
-        return stream.read()
-
-
-def memory_now() -> Memory:
-    """The memory of this node, control group included."""
-    texts: list[str | None] = [None, None, None]
-    for paths in _CGROUP_FILES:
-        if os.path.isfile(paths[0]):
-            texts = [read_text(path) for path in paths]
-            break
-    return memory(read_text("/proc/meminfo") or "", *texts)
 
 
 def main() -> None:
@@ -274,6 +254,8 @@ def main() -> None:
             result["phase"] = phase(lines + tails(params["log_globs"], since))
             result["last_error"] = root_error(lines)
             waiting.append(result["phase"] or f"no answer from the API yet ({result['health']})")
+            if state.main_pid:
+                waiting.append(f"{gib(bytes_read(OWN_UNITS))} read, {gib(memory_now().available_bytes)} of memory left")
     if params["ray"] and not waiting:
         cluster, problem = probe_ray(
             module.run_command, params["ray"]["python"], params["ray"]["address"], params["ray"]["nodes"]
@@ -299,7 +281,7 @@ def main() -> None:
         ready=not waiting,
         failed_state=failed,
         wedged=bool(waiting) and wedged(state, time.monotonic() - state.started_monotonic_s, params["patience_s"]),
-        message="; ".join(waiting) or "ready",
+        message=", ".join(waiting) or "ready",
         sentence=sentence,
         units={name: unit.as_dict() for name, unit in units.items()},
         ports_taken=taken_ports(params["ports"], RIG_UNITS, params["leftovers_under"]),

@@ -151,6 +151,10 @@ seconds:
   description: How long it took.
   returned: always
   type: float
+plan:
+  description: The plan that was compared.
+  returned: always
+  type: dict
 kv_cache_tokens:
   description: The tokens of KV cache that the engine reports. Null when it does not.
   returned: always
@@ -306,6 +310,7 @@ def main() -> None:
     params = module.params
     api = Api(params["url"], key_in(params["api_key_file"], params["api_key_variable"]))
 
+    plan = params["plan"] or recorded(params["plan_file"]) or {}
     before = metrics(api)
     text, tokens, seconds, problem = complete(api, params)
     after = metrics(api)
@@ -316,7 +321,7 @@ def main() -> None:
     # Of an engine that does not answer the sentence about the completion says enough.
     if not problem:
         checks += models_checks(api, params)
-        checks += check_cache(after, params["plan"] or recorded(params["plan_file"]) or {})
+        checks += check_cache(after, plan)
         if params["drafts"]:
             checks.append(check_drafts(before, after))
     ray = params["ray"] or recorded(params["ray_file"])
@@ -336,6 +341,7 @@ def main() -> None:
         completion=text,
         completion_tokens=tokens,
         seconds=round(seconds, 2),
+        plan=plan,
         kv_cache_tokens=int(tokens_seen) if tokens_seen.isdigit() else None,
     )
 

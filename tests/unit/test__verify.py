@@ -10,7 +10,7 @@ import typing as t
 import pytest
 
 from ansible_collections.sparkrig.serving.plugins.filter.vllm_argv import FilterModule
-from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample
+from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample, parse_metrics
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray import ClusterState
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import UnitState
 from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
@@ -18,10 +18,12 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     CACHE_INFO,
     DRAFT_TOKENS,
     DRAFTS,
+    acceptance_by_position,
     check_cache,
     check_completion,
     check_drafts,
     check_models,
+    check_node,
     check_ranks,
     check_ray,
     engine_state,
@@ -209,3 +211,28 @@ def test_the_ranks_of_vllms_own_executor_are_told_by_their_connections(
 ) -> None:
     check = check_ranks(peers, RANKS, "10.98.1.11:29501")
     assert (check.ok, check.sentence, check.predicted) == (ok, sentence, ["10.98.1.11", "10.98.1.12"])
+
+
+def test_acceptance_is_told_by_position() -> None:
+    def at(drafts: int, first: int, second: int) -> list[t.Any]:
+        return parse_metrics(
+            f"vllm:spec_decode_num_drafts_total {drafts}\n"
+            f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{position="0"}} {first}\n'
+            f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{position="1"}} {second}\n'
+        )
+
+    assert acceptance_by_position(at(10, 9, 5), at(30, 27, 19)) == [0.9, 0.7]
+    assert acceptance_by_position(at(10, 9, 5), at(10, 9, 5)) == []
+
+
+def test_a_node_is_compared_with_its_rank() -> None:
+    rank = {"available_bytes": 100, "weights_bytes": 40, "kv_bytes": 10, "overhead_bytes": 10}
+    seen = {"memory_available_bytes": 35, "memory_total_bytes": 100, "object_store_bytes": 7, "unknown_processes": []}
+    assert [check.ok for check in check_node("a", seen, rank, 7)] == [True, True, True]
+    bad = {**seen, "memory_available_bytes": 29, "object_store_bytes": 8, "unknown_processes": ["9 python"]}
+    checks = check_node("a", bad, rank, 7)
+    assert [check.ok for check in checks] == [False, False, False]
+    assert checks[1].sentence == "Ray's object store on a has 8 bytes; the profile says 7"
+    assert checks[2].sentence == "a runs what the plan does not know: 9 python"
+    # A plan that was made without measuring the nodes has nothing to compare memory with.
+    assert [check.name for check in check_node("a", seen, {"available_bytes": None}, None)] == ["processes_a"]
