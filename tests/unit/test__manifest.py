@@ -15,6 +15,7 @@ from ansible.module_utils.testing import patch_module_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.sparkrig.serving.plugins.action.checkpoint_manifest import progress
 from ansible_collections.sparkrig.serving.plugins.module_utils import _manifest
 from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import (
     MANIFEST_FILE,
@@ -158,6 +159,13 @@ def test_texts() -> None:
         "b/.a.sparkrig-part",
         "/x/.a.sparkrig-part",
     ]
+
+
+def test_progress() -> None:
+    assert progress("spark1", 123 * 2**30, 410 * 2**30) == (
+        "spark1: hashing the checkpoint, 123.0 GiB of 410.0 GiB (30 %)"
+    )
+    assert progress("spark1", 0, 0).endswith("(0 %)")
 
 
 Run = t.Callable[..., "dict[str, t.Any]"]

@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 import typing as t
 from pathlib import Path
 from random import Random
@@ -17,8 +22,13 @@ from random import Random
 import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _spread_peer
-from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import partial_name, read_manifest
+from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import (
+    MANIFEST_FILE,
+    partial_name,
+    read_manifest,
+)
 from ansible_collections.sparkrig.serving.plugins.module_utils._spread_peer import Peer
+from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_spread
 
 SIZES = {"a.safetensors": 3_000_001, "b.safetensors": 2_500_000, "config.json": 700, "sub/c.txt": 5, "empty": 0}
 IDLE_S = 2
@@ -229,3 +239,55 @@ def test_no_address_to_listen_on(ring: Ring) -> None:
     last: list[dict[str, t.Any]] = []
     assert not Peer(job).run(last.append)
     assert re.match(r"^n0 cannot listen on port \d+ \(192\.0\.2\.1: Cannot assign requested", last[-1]["sentence"])
+
+
+def test_the_archive_is_killed_at_random_points_and_goes_on(ring: Ring, tmp_path: Path) -> None:
+    """As the unit runs it: a process for each node, from one file, with nothing but Python."""
+    archive = tmp_path / "peer.pyz"
+    checkpoint_spread.write_archive(str(archive))
+    ring.content = {f"{number}.safetensors": os.urandom(16_000_000) for number in range(4)}
+    for name, data in ring.content.items():
+        (ring.folder(0) / name).write_bytes(data)
+    ring.lacks = {number: set(ring.content) for number in range(1, 4)}
+    random = Random(7)
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        processes = []
+        for number in range(4):
+            job = {**ring.job(number), "idle_timeout_s": 30}
+            # What is whole is not asked for again: the role looks at the manifests before it makes the jobs.
+            have = read_manifest(str(ring.folder(number)))
+            job["folders"][0]["need"] = [name for name in job["folders"][0]["need"] if number and name not in have]
+            if number and not job["folders"][0]["need"]:
+                job["before"] = None
+            (tmp_path / f"{number}.json").write_text(json.dumps(job))
+            command = [
+                sys.executable,
+                "-I",
+                str(archive),
+                str(tmp_path / f"{number}.json"),
+                str(tmp_path / f"{number}.status"),
+            ]
+            processes.append(subprocess.Popen(command))
+        return processes
+
+    killed = 0
+    for _attempt in range(6):
+        processes = start()
+        time.sleep(random.uniform(0.15, 0.4))
+        for process in processes:
+            process.kill()
+            killed += process.wait() == -signal.SIGKILL
+        for number in (1, 2, 3):
+            for name, data in ring.content.items():
+                path = ring.folder(number) / name
+                assert not path.exists() or path.read_bytes() == data
+    assert killed >= 6
+    for number in (1, 2, 3):
+        # The last run repeats whole files too, so that all nodes have a part in it.
+        for name in ring.content:
+            (ring.folder(number) / name).unlink(missing_ok=True)
+        (ring.folder(number) / MANIFEST_FILE).unlink(missing_ok=True)
+    assert [process.wait(60) for process in start()] == [0] * 4
+    assert all(ring.whole(number) for number in (1, 2, 3))
+    assert json.loads((tmp_path / "3.status").read_text())["state"] == "done"
