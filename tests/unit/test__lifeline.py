@@ -39,7 +39,7 @@ def test_a_node_that_goes_away_is_told() -> None:
 def test_a_node_restarts_when_its_head_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(_lifeline, "restart", calls.append)
-    monkeypatch.setattr(_lifeline.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=_lifeline.node, args=("127.0.0.1", port, "x.service"), daemon=True)
