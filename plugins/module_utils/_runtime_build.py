@@ -39,6 +39,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     Manifest,
     ManifestEntry,
     SlimRule,
+    Source,
     Target,
     compatible,
     digest_of,
@@ -363,22 +364,44 @@ def built_wheels(request: Request, cache: Path) -> dict[str, Built]:
         if built is None:
             if request.limits is None:
                 raise BuildError(f"{source.name} would have to be built, and no limits for a build were given")
-            built = build_wheel(
-                source,
-                description.build,
-                target,
-                patches,
-                prefix,
-                description.patches_moved,
-                request.compile_python,
-                request.pip_python,
-                options,
-                request.limits,
-                cache / "built",
-                request.inherited,
-            )
+            built = _build_alone(request, source, patches, prefix, key, options, request.limits, cache / "built")
         result[normalized(source.name)] = built
     return result
+
+
+def _build_alone(
+    request: Request,
+    source: Source,
+    patches: tuple[Patch, ...],
+    prefix: str,
+    key: str,
+    options: Sequence[str],
+    limits: Limits,
+    folder: Path,
+) -> Built:
+    """Build one source, unless another run did so while this one waited."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder, key):
+        there = find_built([folder], key)
+        if there is not None:
+            return there
+        # The lock is held: nobody works in what a killed build left.
+        for stale in folder.glob(f".build-{key}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        return build_wheel(
+            source,
+            request.description.build,
+            request.target,
+            patches,
+            prefix,
+            request.description.patches_moved,
+            request.compile_python,
+            request.pip_python,
+            options,
+            limits,
+            folder,
+            request.inherited,
+        )
 
 
 def export_wheelhouse(request: Request, cache: Path, folder: Path) -> tuple[str, ...]:

@@ -30,11 +30,18 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build im
     BuildError,
     Request,
     build,
+    built_wheels,
     entry_point_script,
     find_archive,
     member_target,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import Layout, install
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import (
+    Built,
+    Limits,
+    build_key,
+    find_built,
+)
 from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import Patch
 from tests.fixtures.wheels import lab_patches, make_vllm, make_wheel
 
@@ -430,3 +437,40 @@ def test_an_entry_point_becomes_a_program() -> None:
     for bad in ("a.b", "a:b; import os", ""):
         with pytest.raises(ValueError, match="is not an entry point"):
             entry_point_script(bad)
+
+
+def test_what_a_killed_build_left_is_swept_and_a_built_source_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"kind": "git", "name": "vllm", "version": "1.0", "repository": "file:///nowhere", "commit": "0" * 40}
+    description = {"glibc": "2.34", "source": source, "lock": "x"}
+    limits = Limits(1, 1 << 30, 1, "rlimit")
+    request = Request(description_from(description), TARGET, "ray==1\n", (), PYTHON, PYTHON, None, limits, {})
+    calls = []
+
+    def fake(_source: object, *arguments: t.Any) -> Built:
+        folder = arguments[-2]
+        (key,) = [path.name[1:-5] for path in folder.glob(".*.lock")]
+        calls.append(sorted(path.name for path in folder.glob(".build-*")))
+        (folder / key).mkdir()
+        (folder / key / "w.whl").write_bytes(b"wheel")
+        content: dict[str, t.Any] = {
+            "file": "w.whl",
+            "name": "vllm",
+            "version": "1.0",
+            "sha256": hashlib.sha256(b"wheel").hexdigest(),
+        }
+        content |= {"applied": [], "upstreamed": [], "seconds": 1.0}
+        (folder / key / "built.json").write_text(json.dumps(content))
+        found = find_built([folder], key)
+        assert found is not None
+        return found
+
+    monkeypatch.setattr(_runtime_build, "build_wheel", fake)
+    key = build_key(request.description.source, request.description.build, TARGET, "1.0", ())
+    (tmp_path / "built" / f".build-{key}-killed" / "source").mkdir(parents=True)
+    (tmp_path / "built" / ".build-other-running").mkdir()
+    (first,) = built_wheels(request, tmp_path).values()
+    (again,) = built_wheels(request, tmp_path).values()
+    assert first == again
+    assert calls == [[".build-other-running"]]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import Target, description_from
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import (
@@ -28,6 +30,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build im
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import Layout, check_tree, install
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import Limits
+from ansible_collections.sparkrig.serving.plugins.modules import runtime_archive
 from lab.common import cache_dir
 from lab.sources import repository
 from tests.wheels.conftest import series
@@ -108,6 +111,42 @@ def test_a_source_is_built_once_and_carried_to_a_site_without_network(request_fo
     shutil.rmtree(folder)
     with pytest.raises(BuildError, match=r"has no vllm 0\.32\.0.* built from the commit"):
         build(site, tmp_path / "other")
+
+
+def test_the_module_finds_what_was_built(
+    request_for: Request, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (built,) = built_wheels(request_for, cache_dir() / "runtime").values()
+    for name in ("built", "wheels"):
+        (tmp_path / name).symlink_to(cache_dir() / "runtime" / name)
+    source = request_for.description.source
+    options = {
+        "description": {
+            "python": MINOR,
+            "glibc": "2.34",
+            "source": {
+                "kind": "git",
+                "name": "vllm",
+                "version": source.version,
+                "repository": source.repository,
+                "commit": source.commit,
+            },
+            "local_version": "empty",
+            "patches": {"series": "vllm-0.32.0", "files": list(request_for.description.patch_files)},
+            "lock": "test",
+            "build": {"requires": REQUIRES, "environment": {"VLLM_TARGET_DEVICE": "empty"}, "timeout_s": 900},
+        },
+        "lock": request_for.lock,
+        "patches": {patch.name: patch.text.decode() for patch in request_for.patches},
+        "cache_dir": str(tmp_path),
+        "_ansible_check_mode": False,
+    }
+    with patch_module_args(options), pytest.raises(SystemExit):
+        runtime_archive.main()
+    archive = json.loads(capsys.readouterr().out)["archive"]
+    assert archive["digest"] == request_for.digest
+    assert archive["versions"]["vllm"] == built.version
+    assert archive["seconds"]["source"] < 5
 
 
 def refused(request: Request, folder: Path, **more: t.Any) -> str:
