@@ -46,6 +46,13 @@ _DERIVED = (
     "See root cause above",
     "WorkerProc initialization failed",
     "Failed core proc",
+    "Executor failed",
+)
+# A process that was ended from outside leaves no exception of its own; who noticed says so.
+_DEATHS = (
+    (re.compile(r"Worker\S* rank=\[?(\d+)\]? died unexpectedly"), "Rank {0} died without an error of its own"),
+    (re.compile(r"Worker proc (\S+) died unexpectedly"), "Rank {0} died without an error of its own"),
+    (re.compile(r"engine core exited unexpectedly"), "The engine core died without an error of its own"),
 )
 
 
@@ -71,20 +78,25 @@ def root_error(lines: Iterable[str]) -> str:
     """The error that the others follow from: the first exception of the log that is not about another one.
 
     Python prints the cause before what it led to, and the engine's core dies before the server that waits for it,
-    so the first is the root. Warnings quote exceptions that were survived: they do not count.
+    so the first is the root. Warnings quote exceptions that were survived: they do not count. A process that was killed
+    has no exception; then it is said which one died.
     """
-    derived = ""
+    derived = death = ""
     for line in lines:
         level, text = _bare(line.rstrip())
+        for pattern, words in _DEATHS:
+            match = pattern.search(text)
+            if match and not death:
+                death = words.format(*match.groups())
         if level in ("WARNING", "INFO", "DEBUG"):
             continue
         match = _EXCEPTION.match(text.strip())
         if match:
             if not any(words in text for words in _DERIVED):
-                return text.strip()
+                return death or text.strip()
             derived = derived or text.strip()
             continue
         usage = _USAGE.search(text)
         if usage and "api_server" in text:
             return text.strip()
-    return derived
+    return death or derived

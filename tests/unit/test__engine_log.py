@@ -56,3 +56,21 @@ DERIVED = "(APIServer pid=1) RuntimeError: Engine core initialization failed. Se
 )
 def test_the_root_of_the_errors_is_told(lines: list[str], error: str) -> None:
     assert root_error(lines) == error
+
+
+def test_a_process_that_was_killed_is_named() -> None:
+    prefix = "(EngineCore pid=2976) ERROR 11-22 01:51:33 "
+    rank = [
+        f"{prefix}[ray_executor_v2.py:522] RayWorkerProc rank=[3] died unexpectedly, shutting down executor.",
+        f"{prefix}[core.py:1512] RuntimeError: Executor failed.",
+        f"{prefix}[async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
+    ]
+    assert root_error(rank) == "Rank 3 died without an error of its own"
+    warning = "(APIServer pid=3503) WARNING 11-22 01:56:05 [core_client.py:817] [shutdown] MPClient: engine core exited"
+    assert root_error([f"{warning} unexpectedly; starting cleanup", rank[2]]) == (
+        "The engine core died without an error of its own"
+    )
+    # What it died of, if it said so before.
+    assert root_error([f"{prefix}[x.py:1] torch.OutOfMemoryError: CUDA out of memory.", *rank]) == (
+        "torch.OutOfMemoryError: CUDA out of memory."
+    )
