@@ -355,6 +355,7 @@ def test_rails_of_somebody_else_are_adopted_or_left_alone() -> None:
     finally:
         host.run("netplan generate; systemctl daemon-reload; networkctl reload; systemctl stop systemd-networkd.socket")
         host.run(f"systemctl stop systemd-networkd; ip addr flush dev {RAIL_A}; ip addr flush dev {RAIL_B}")
+        host.run(f"ip link set dev {RAIL_A} mtu 1500; ip link set dev {RAIL_B} mtu 1500")
 
     # An address by hand, in no file, is somebody's as well.
     host.check_output(f"ip address add 192.168.7.7/24 dev {RAIL_B}")
@@ -394,6 +395,8 @@ def test_a_reboot_keeps_the_rails_and_lossless() -> None:
         (node,) = (node for node in NODES if node.name == "spark4")
         run(["podman", "stop", "--time", "20", node.container])
         up()
+        # For as long as this boot lasts, also when the file that was needed for the boot is gone.
+        host.check_output("install -D /etc/NetworkManager/conf.d/10-lab.conf /run/NetworkManager/conf.d/10-lab.conf")
         deadline = time.monotonic() + 60
         while full_frames({name: PLAN[name] for name in ("spark1", "spark4")}, ["spark1", "spark4"]):
             assert time.monotonic() < deadline, state(host)
