@@ -129,14 +129,18 @@ def _ranks(request: Request, geometry: Geometry, budgets: Sequence[int]) -> list
 
 
 def _rooms(request: Request) -> tuple[int, ...]:
-    """Bytes that each rank has left for KV by measurement."""
+    """Bytes that each rank has left for KV: by measurement, and no more than the limit that was given."""
+    limits = request.kv_cache_limit_bytes
+    if limits and (not request.memory_available_bytes or None in request.memory_available_bytes):
+        return limits
     if not request.memory_available_bytes or None in request.memory_available_bytes:
         raise ValueError(
             "memory_available_bytes: it is needed for every rank when kv_cache_memory_bytes is auto and max_model_len "
             "is -1"
         )
     empty = _ranks_without_cache(request)
-    return tuple((available or 0) - taken for available, taken in zip(request.memory_available_bytes, empty))
+    rooms = tuple((available or 0) - taken for available, taken in zip(request.memory_available_bytes, empty))
+    return tuple(map(min, rooms, limits)) if limits else rooms
 
 
 def _ranks_without_cache(request: Request) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ class Request:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     kv_cache_memory_bytes: tuple[int, ...] = ()
     kv_cache_auto: bool = False
+    kv_cache_limit_bytes: tuple[int, ...] = ()
     engine: str = "0.32.0"
     device: str = "cuda"
     compute_capability: tuple[int, int] | None = None
@@ -235,6 +236,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "kv_cache_layout": _choice(LAYOUTS),
     "num_gpu_blocks_override": _optional_count,
     "disable_hybrid_kv_cache_manager": _optional_boolean,
+    "kv_cache_limit_bytes": _by_rank,
     "weights_bytes": _by_rank,
     "memory_available_bytes": _readings,
     "memory_total_bytes": _by_rank,
@@ -249,6 +251,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 _COMPOSED = ("config", "speculative_config", "kv_cache_memory_bytes")
 _BY_RANK = (
     "kv_cache_memory_bytes",
+    "kv_cache_limit_bytes",
     "weights_bytes",
     "memory_available_bytes",
     "memory_total_bytes",
@@ -314,6 +317,11 @@ def parse_request(options: Mapping[str, Any]) -> Request:
     values.update(_speculation(options.get("speculative_config")))
     values.update(_cache_bytes(options.get("kv_cache_memory_bytes")))
     request = Request(**values)
+    if request.kv_cache_limit_bytes and not (request.kv_cache_auto and request.max_model_len == -1):
+        raise ValueError(
+            f"kv_cache_limit_bytes: {options['kv_cache_limit_bytes']!r} is not allowed; it bounds a budget that is "
+            "looked for, which needs kv_cache_memory_bytes auto and max_model_len -1"
+        )
     return _spread(request)
 
 

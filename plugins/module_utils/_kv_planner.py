@@ -520,7 +520,7 @@ def _entries(
     builder: _Builder, layers: Sequence[Layer], drafts: Sequence[Layer], bounds: Sequence[tuple[int, int]]
 ) -> list[Entry]:
     every = [*layers, *drafts]
-    entries = []
+    entries: list[Entry] = []
     for first, end in bounds:
         own = [cache for layer in every[first:end] for cache in layer]
         here = builder

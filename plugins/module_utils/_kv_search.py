@@ -110,15 +110,19 @@ def _rooms(request: Request, saved: int) -> tuple[int, ...]:
     if request.kv_cache_memory_bytes:
         return request.kv_cache_memory_bytes
     available = request.memory_available_bytes
+    if request.kv_cache_limit_bytes and not available:
+        return request.kv_cache_limit_bytes
     if not available or None in available:
         raise ValueError("memory_available_bytes: it is needed for every rank, or kv_cache_memory_bytes as bytes")
     zero = (0,) * request.ranks
     columns = zip(
         available, request.weights_bytes or zero, request.overhead_bytes or zero, request.reserve_bytes or zero
     )
-    return tuple(
+    limits = request.kv_cache_limit_bytes
+    rooms = tuple(
         max(0, (have or 0) - weights + saved - overhead - reserve) for have, weights, overhead, reserve in columns
     )
+    return tuple(map(min, rooms, limits)) if limits else rooms
 
 
 def _blocked(request: Request) -> str:

@@ -126,10 +126,23 @@ _FIT = {
     "device": Key("str", required=True, choices=("cpu", "cuda")),
     "engine": Key("str", required=True),
     "kv_cache_layout": Key("str"),
+    "kv_cache_limit_bytes": Key("int", minimum=1),
     "overhead_bytes": Key("int", required=True, minimum=0),
     "reserve_bytes": Key("int", required=True, minimum=0),
     "startup_bytes": Key("int", minimum=0),
     "weights_bytes": Key("int", minimum=0),
+}
+
+# What is measured, computed or claimed of a profile, and by whom. Speeds are of one user, from the first to the second.
+_EXPECT = {
+    "acceptance": Key("list", items=Key("float", required=True, minimum=0, maximum=1)),
+    "kv_cache_tokens": Key("int", minimum=1),
+    "markers": Key("list", items=Key("str", required=True)),
+    "max_concurrency": Key("float", minimum=0),
+    "max_model_len": Key("int", minimum=1),
+    "num_blocks": Key("int", minimum=1),
+    "source": Key("str"),
+    "tokens_per_s": Key("list", items=Key("float", required=True, minimum=0)),
 }
 
 # What every profile is asked for, and what the collection itself reads or bounds.
@@ -141,7 +154,7 @@ _OWN_KEYS: Mapping[str, Key] = {
     "description": Key("str", required=True),
     "distributed_executor_backend": Key("str", required=True, choices=("mp", "ray")),
     "environment": Key("dict", required=True, values=Key("str", required=True)),
-    "expect": Key("dict", required=True),
+    "expect": Key("dict", required=True, keys=_EXPECT),
     "fit": Key("dict", required=True, keys=_FIT),
     "gpu_memory_utilization": Key("float", minimum=0.01, maximum=1.0),
     "hf_overrides": Key("dict"),

@@ -212,6 +212,9 @@ def vllm_options(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> lis
             raise ValueError(f"'{name}' is no option of the engine{nearest(name, OPTIONS)}")
     values = {name: value for name, value in profile.items() if name in OPTIONS}
     values["kv_cache_memory_bytes"] = _kv_bytes(profile, plan)
+    if values.get("max_model_len") == -1 and plan.get("planned_model_len"):
+        # The engine would look for the longest of one request; the plan has looked for that of max_num_seqs.
+        values["max_model_len"] = plan["planned_model_len"]
     words = ["--model", path]
     for name in sorted(values):
         if values[name] is not None:

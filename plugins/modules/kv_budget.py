@@ -122,6 +122,11 @@ options:
         O(max_model_len=-1) the longest context that the measured memory allows.
       - Left out, the engine takes its share of O(memory_total_bytes) less O(weights_bytes) and O(overhead_bytes).
     type: raw
+  kv_cache_limit_bytes:
+    description:
+      - Bytes that the budget may not exceed on each rank, or a list by rank, where O(kv_cache_memory_bytes=auto) and
+        O(max_model_len=-1) look for it. With it no measured memory is needed.
+    type: raw
   engine:
     description: The planner, a vLLM version such as V(0.32.0), or V(dark-devotion).
     type: str
@@ -330,7 +335,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "block_size": {"type": "int"},
         "max_model_len": {"type": "int"},
         "max_num_seqs": {"type": "int", "default": 1},
-        "max_num_batched_tokens": {"type": "int", "default": 2048},
+        "max_num_batched_tokens": {"type": "int", "default": 2048, "no_log": False},
         "enable_prefix_caching": {"type": "bool"},
         "enforce_eager": {"type": "bool", "default": False},
         "mamba_ssm_cache_dtype": {"type": "str", "choices": ["float32", "bfloat16", "float16"]},
@@ -338,6 +343,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "draft_config": {"type": "dict"},
         "hf_overrides": {"type": "dict"},
         "kv_cache_memory_bytes": {"type": "raw"},
+        "kv_cache_limit_bytes": {"type": "raw"},
         "engine": {"type": "str", "default": "0.32.0"},
         "device": {"type": "str", "default": "cuda", "choices": ["cuda", "cpu"]},
         "compute_capability": {"type": "str"},

@@ -307,6 +307,23 @@ def engine(question: Question) -> Question:
             distributed.cleanup_dist_env_and_memory()
 
 
+def parse(question: Question) -> Question:
+    """What the API server's own parser makes of a command line."""
+    utilities = importlib.import_module("vllm.utils.argparse_utils")
+    cli = importlib.import_module("vllm.entrypoints.launchers.cli_args")
+    parser = cli.make_arg_parser(utilities.FlexibleArgumentParser())
+    try:
+        parsed = parser.parse_args(question["argv"])
+    except SystemExit as error:
+        raise ValueError(f"the parser ends with {error.code}") from error
+    drafts = importlib.import_module("vllm.config.speculative").SpeculativeConfig
+    return {
+        "values": {name: value for name, value in vars(parsed).items() if isinstance(value, (str, int, float, dict))},
+        "draft_options": sorted(drafts.__dataclass_fields__),
+        "backends": [each.name for each in importlib.import_module(REGISTRY).AttentionBackendEnum],
+    }
+
+
 def hello(_question: Question) -> Question:
     """What this vLLM and this host are."""
     return {
@@ -316,7 +333,8 @@ def hello(_question: Question) -> Question:
     }
 
 
-OPERATIONS = {"hello": hello, "plan": plan, "build": build, "engine": engine}
+REGISTRY = "vllm.v1.attention.backends.registry"
+OPERATIONS = {"hello": hello, "parse": parse, "plan": plan, "build": build, "engine": engine}
 
 
 def answer(question: Question) -> Question:

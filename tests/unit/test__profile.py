@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
 import re
 import typing as t
 from pathlib import Path
@@ -10,21 +11,25 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from ansible_collections.sparkrig.serving.plugins.module_utils._profile import (
     KEYS,
     load_profile,
     merged,
     world_size,
 )
+from lab.checkpoint import config as lab_config
 
 VARS = Path(__file__).parents[2] / "roles" / "profile" / "vars"
 SHIPPED = sorted(path.stem for path in VARS.glob("*.yml"))
 
 
 def content(name: str) -> dict[str, t.Any]:
-    loaded = yaml.safe_load((VARS / f"{name}.yml").read_text(encoding="utf-8"))["profile_content"]
-    assert isinstance(loaded, dict)
-    return loaded
+    """The content of a profile's file over that of the one that it is based on, as the role lays it."""
+    loaded = yaml.safe_load((VARS / f"{name}.yml").read_text(encoding="utf-8"))
+    base = loaded.pop("profile_based_on", None)
+    assert set(loaded) == {"profile_content"}
+    return merged(content(base), loaded["profile_content"]) if base else dict(loaded["profile_content"])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -32,6 +37,128 @@ def test_shipped_profiles_are_valid(name: str) -> None:
     profile = load_profile(name, content(name), {})
     assert profile["name"] == name
     assert set(profile) <= set(KEYS)
+
+
+def test_the_profiles_that_are_promised_are_there() -> None:
+    assert SHIPPED == [
+        "glm52_128k_dcp4_mtp1",
+        "glm52_128k_dcp4_mtp3",
+        "glm52_128k_dcp4_mtp4",
+        "glm52_32k_dcp1_mtp3",
+        "glm52_batch",
+        "lab_cpu",
+        "qwen3_32b",
+    ]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_profile_says_nothing_that_its_base_says(name: str) -> None:
+    """One home for a fact: what is equal to the base is left out, and a base has no base."""
+    loaded = yaml.safe_load((VARS / f"{name}.yml").read_text(encoding="utf-8"))
+    if "profile_based_on" not in loaded:
+        return
+    base = yaml.safe_load((VARS / f"{loaded['profile_based_on']}.yml").read_text(encoding="utf-8"))
+    assert "profile_based_on" not in base
+
+    def repeated(own: dict[str, t.Any], below: dict[str, t.Any], prefix: str = "") -> list[str]:
+        found = []
+        for key, value in own.items():
+            if isinstance(value, dict) and isinstance(below.get(key), dict):
+                found += repeated(value, below[key], f"{prefix}{key}.")
+            elif key in below and below[key] == value:
+                found.append(prefix + key)
+        return found
+
+    assert repeated(loaded["profile_content"], base["profile_content"]) == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_variable_has_a_line_on_what_it_does(name: str) -> None:
+    lines = (VARS / f"{name}.yml").read_text(encoding="utf-8").splitlines()
+    variables = [n for n, line in enumerate(lines) if re.fullmatch(r"    [A-Z][A-Za-z0-9_]+: \S.*", line)]
+    variables += [n for n, line in enumerate(lines) if re.match(r"    RAY_[a-z]", line)]
+    for number in set(variables):
+        assert lines[number - 1].lstrip().startswith("# "), lines[number]
+    own = yaml.safe_load("\n".join(lines))["profile_content"].get("environment", {})
+    assert len(set(variables)) == len(own)
+
+
+# Of the seed: what the fabric writes for each node, and the rest of its table.
+FABRIC = {"NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_DISABLE", "VLLM_HOST_IP", "HOST_IP"}
+SEED = [
+    "RAY_memory_usage_threshold",
+    "RAY_memory_monitor_refresh_ms",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "SAFETENSORS_FAST_GPU",
+    "CUTE_DSL_ARCH",
+    "VLLM_WORKER_MULTIPROC_METHOD",
+    "VLLM_USE_FLASHINFER_SAMPLER",
+    "VLLM_USE_B12X_FP8_GEMM",
+    "VLLM_USE_B12X_MOE",
+    "VLLM_DISABLE_TP_MQ_BROADCASTER",
+    "VLLM_ENABLE_PCIE_ALLREDUCE",
+    "VLLM_USE_B12X_SPARSE_INDEXER",
+    "VLLM_USE_DEEP_GEMM",
+    "VLLM_DCP_GLOBAL_TOPK",
+    "VLLM_DCP_SHARD_DRAFT",
+    "VLLM_MTP_RECOMPUTE_TOPK_FROM_STEP",
+    "VLLM_MTP_BROADCAST_DRAFT_TOKENS",
+    "VLLM_DCP_SYNC_REJECTION_OUTPUT",
+    "KZ_KV_DIAG",
+    "VLLM_KZ_TRIM_AFTER_LOAD",
+    "USES_B12X",
+    "B12X_MOE_FORCE_A16",
+    "B12X_W4A16_TC_DECODE",
+    "B12X_DENSE_SPLITK_TURBO",
+]
+
+
+def test_the_environment_of_the_seed_is_complete() -> None:
+    """The obsolete step only where the runtime lacks the fix; what a node has of its own never in a profile."""
+    seed = content("glm52_32k_dcp1_mtp3")["environment"]
+    assert set(SEED) <= set(seed) and not FABRIC & set(seed)
+    assert set(seed) - set(content("glm52_128k_dcp4_mtp1")["environment"]) == {"VLLM_MTP_RECOMPUTE_TOPK_FROM_STEP"}
+    readme = (VARS.parent / "README.md").read_text(encoding="utf-8")
+    assert [variable for variable in sorted({*SEED, *FABRIC}) if f"`{variable}`" not in readme] == []
+
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+CONFIGS = {"qwen3_32b": FIXTURES / "qwen3-32b/config.json"}
+
+
+def model_config(name: str) -> dict[str, t.Any]:
+    """The config.json of a profile's model; that of the lab is made."""
+    if name == "lab_cpu":
+        return lab_config()
+    path = CONFIGS.get(name, FIXTURES / "glm-5.2/config.json")
+    return t.cast("dict[str, t.Any]", json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_a_profile_expects_is_what_the_fitter_computes(name: str) -> None:
+    profile = load_profile(name, content(name), {})
+    keys = yaml.safe_load((VARS.parents[1] / "kv_budget/vars/main.yml").read_text(encoding="utf-8"))
+    question = {key: profile[key] for key in keys["__kv_budget_engine_keys"] if profile.get(key) is not None}
+    question |= {key: profile["fit"][key] for key in keys["__kv_budget_fit_keys"] if key in profile["fit"]}
+    answer = fit({**question, "config": model_config(name)})
+    assert answer["fits"], answer["reasons"]
+    expected = profile["expect"]
+    for ours, theirs in (
+        ("kv_cache_tokens", "kv_cache_tokens"),
+        ("num_blocks", "num_blocks"),
+        ("max_concurrency", "max_concurrency"),
+        ("planned_model_len", "max_model_len"),
+    ):
+        assert answer[ours] == expected[theirs], theirs
+    assert expected["source"] and expected["markers"]
+
+
+def test_upstream_is_described_once() -> None:
+    """The plain profile's runtime is the one that the role ships for upstream vLLM."""
+    shipped = VARS.parents[1] / "runtime/files/runtimes/vllm-0.32.yml"
+    assert content("qwen3_32b")["runtime"] == yaml.safe_load(shipped.read_text(encoding="utf-8"))
 
 
 def test_overrides_are_merged_key_by_key() -> None:
