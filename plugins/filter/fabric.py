@@ -74,6 +74,10 @@ def plan(nodes: t.Any, hostvars: t.Any) -> dict[str, dict[str, str]]:
     return planned
 
 
+def _listed(rails: t.Mapping[str, str]) -> str:
+    return ", ".join(f"{interface} {cidr}" for interface, cidr in rails.items()) or "nothing"
+
+
 def wiring(reports: t.Any, known: t.Any, first_subnet: str = _discover.FIRST_SUBNET) -> dict[str, t.Any]:
     """The filter itself."""
     found = _discover.segments(reports)
@@ -82,7 +86,7 @@ def wiring(reports: t.Any, known: t.Any, first_subnet: str = _discover.FIRST_SUB
     except (ValueError, IndexError) as error:
         raise AnsibleFilterError(f"fabric_wiring cannot give addresses from {first_subnet!r}: {error}") from error
     changes = [
-        f"The inventory has {dict(known[node])} for {node}; the cables say {rails}."
+        f"The inventory has {_listed(known[node])} for {node}; the cables say {_listed(rails)}."
         for node, rails in addresses.items()
         if known.get(node) and dict(known[node]) != rails
     ]

@@ -147,7 +147,10 @@ def test_addresses_of_the_inventory_stay_where_they_fit() -> None:
     result = wiring(seen, known)
     assert result["topology"] == "a direct cable"
     assert yaml.safe_load(result["inventory"])["all"]["hosts"]["n2"] == {"fabric_addresses": addresses["n2"]}
-    assert result["sentences"][-1].startswith("The inventory has {'enp1s0f0np0': '192.168.100.4/24'")
+    assert result["sentences"][-1] == (
+        f"The inventory has {A0} 192.168.100.4/24, {B0} 10.0.7.2/24 for n2; the cables say {A0} 192.168.100.4/24, {B0} "
+        "192.168.101.2/24."
+    )
     with pytest.raises(AnsibleFilterError, match="fabric_wiring cannot give addresses from '192.168.0.0/32'"):
         wiring(seen, {}, "192.168.0.0/32")
 

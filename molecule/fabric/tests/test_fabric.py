@@ -478,7 +478,7 @@ def test_discover_finds_a_ring_and_what_it_writes_works(tmp_path: Path) -> None:
     with cables(*ring):
         text, found = discover(tmp_path / "rails.yml")
         assert "The rails are a ring of 4." in text
-        assert f"The inventory has {PLAN['spark1']} for spark1" in text
+        assert f"The inventory has {RAIL_A} {PLAN['spark1'][RAIL_A]}" in text
         assert found["spark1"][RAIL_A] == "192.168.100.1/24"
         assert found["spark2"][RAIL_B] == "192.168.100.2/24"
         # No rail reaches everybody, so the nodes find each other over the management network.
