@@ -163,6 +163,8 @@ KIND = "unit_prune"
 SETTLE_S = 3.0
 LOGIND_SESSIONS = "/run/systemd/sessions"
 RUN_USER = "/run/user"
+# Units of these file states start when somebody asks for them, over D-Bus for example; they end by themselves as well.
+ON_DEMAND = ("static", "disabled", "indirect")
 
 
 class Systemd:
@@ -468,9 +470,16 @@ def restore(module: AnsibleModule, systemd: Systemd, journal: str) -> dict[str, 
         if slow:
             # Still on the way down from pruning; a socket refuses to start before its service is down.
             systemd.run("stop", "--", *slow)
-        left = apply_restore(systemd, undos, user_undos, entries)
-        missing = apply_restart(systemd, running)
-        for sentence in missing:
+        down = apply_restore(systemd, undos, user_undos, entries)
+        left = [name for name in down if entries[name].file not in ON_DEMAND]
+        warnings = apply_restart(systemd, running)
+        warnings += [
+            f"{name} ran before pruning and does not start now; nothing starts it at boot, and it is unmasked for "
+            "whoever asks for it."
+            for name in down
+            if name not in left
+        ]
+        for sentence in warnings:
             module.warn(sentence)
         if left:
             store(journal, {name: entries[name] for name in left}, {}, {})

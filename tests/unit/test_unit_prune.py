@@ -342,6 +342,16 @@ def test_a_unit_that_does_not_come_back_stays_in_the_journal(systemd: FakeSystem
     assert not run.journal.exists()
 
 
+def test_a_unit_on_demand_that_does_not_start_is_a_warning(systemd: FakeSystemd, run: Run) -> None:
+    systemd.add("rtkit-daemon.service", file="disabled")
+    run(units=["rtkit-daemon.service"])
+    systemd.stubborn.add("rtkit-daemon.service")
+    result = run(state="restored")
+    assert result["changed"] is True
+    assert "rtkit-daemon.service ran before pruning and does not start now" in json.dumps(result["warnings"])
+    assert not run.journal.exists()
+
+
 def test_what_starting_woke_is_stopped_again(systemd: FakeSystemd, run: Run) -> None:
     systemd.add("snapd.service", active="inactive")
     systemd.add("snapd.seeded.service")
