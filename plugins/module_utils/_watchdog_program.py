@@ -29,6 +29,7 @@ import urllib.error
 import urllib.request
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
+from ansible_collections.sparkrig.serving.plugins.module_utils._firewall import DRAIN_TABLE
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import parse_metrics
 from ansible_collections.sparkrig.serving.plugins.module_utils._node import gib, memory
 from ansible_collections.sparkrig.serving.plugins.module_utils._watchdog import (
@@ -51,6 +52,7 @@ RUN = "/run/sparkrig"
 ENGINE = "sparkrig-vllm.service"
 RAY = "sparkrig-ray.service"
 UNITS = (ENGINE, RAY)
+NFT = "/usr/sbin/nft"
 KEPT_FAILURES = 100
 KEPT_DIAGNOSES = 5
 # Where a process of the rig writes its stacks when it gets SIGUSR2 (see sitecustomize.py beside this program).
@@ -232,6 +234,9 @@ def prepare() -> int:
     begin = time.monotonic()
     store("starts.json", recent([*(stored("starts.json") or []), time.time()], time.time()))
     told = settings()
+    # What `drain` closed is open again with a new engine.
+    if os.path.exists(NFT):
+        subprocess.run([NFT, "delete", "table", "inet", DRAIN_TABLE], stderr=subprocess.DEVNULL, check=False)
     follower = RayFree(told.python, told.ray_address) if told.nodes else None
     try:
         return await_cluster(told, follower, begin) or await_memory(told, begin)

@@ -106,3 +106,22 @@ def test_no_process_of_the_rig_is_roots_or_has_the_key_in_its_command_line() -> 
         assert users.split() == ["sparkrig"], users
         assert key not in host.check_output("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '")
         assert key not in host.check_output("journalctl --no-pager -o cat 2>/dev/null | tail -n 20000")
+
+
+def test_what_is_asked_and_answered_is_in_no_log() -> None:
+    question = "zanzibar-4711"
+    body = json.dumps({"model": "lab-moe", "prompt": question, "max_tokens": 2})
+    host = HOSTS[NODES[0].name]
+    host.check_output(
+        "set -a; . /etc/sparkrig/secrets.env; python3 -c '"
+        "import os,sys,urllib.request as r;"
+        'r.urlopen(r.Request(sys.argv[1],data=sys.argv[2].encode(),headers={"Content-Type":"application/json",'
+        '"Authorization":"Bearer "+os.environ["VLLM_API_KEY"]})).read()\''
+        f" http://127.0.0.1:{API_PORT}/v1/completions '{body}'"
+    )
+    for node in NODES:
+        found = HOSTS[node.name].check_output(
+            f"journalctl --no-pager -o cat -u sparkrig-vllm -u sparkrig-ray | grep -c {question};"
+            f" grep -rls {question} /var/lib/sparkrig | wc -l; true"
+        )
+        assert found.split() == ["0", "0"]
