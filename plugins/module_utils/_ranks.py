@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -56,14 +57,27 @@ def received(connection: socket.socket) -> bytes:
         return b""
 
 
+def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The command, with all that it will start in one group of processes."""
+    return subprocess.Popen(command, start_new_session=True)
+
+
 def end(child: subprocess.Popen[bytes]) -> None:
-    """End the command, politely first."""
-    child.terminate()
-    try:
-        child.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    """End the command and all that it started, politely first.
+
+    An engine that is ended while it loads does not end its rank, and that would wait for the others with its memory.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + PATIENCE_S
+        try:
+            os.killpg(child.pid, number)
+            while time.monotonic() < deadline:
+                child.poll()
+                os.killpg(child.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            break
+    child.wait()
 
 
 def guard(child: subprocess.Popen[bytes], names: dict[socket.socket, str]) -> str:
@@ -123,7 +137,7 @@ def head(address: str, port: int, ranks: int, command: Sequence[str]) -> int:
     for connection in names:
         connection.sendall(GO)
     say(f"all {ranks} ranks are there")
-    say(f"{guard(subprocess.Popen(command), names)}: all ranks start anew, because one dead rank is a dead model")
+    say(f"{guard(start(command), names)}: all ranks start anew, because one dead rank is a dead model")
     return 1
 
 
@@ -152,7 +166,7 @@ def node(address: str, port: int, rank: int, command: Sequence[str]) -> int:
             if received(connection) != GO:
                 time.sleep(RETRY_S)
                 continue
-            child = subprocess.Popen(command)
+            child = start(command)
             reason = guard(child, {connection: f"the head at {address}"})
         say(reason)
         if not reason.startswith("the head"):

@@ -119,6 +119,26 @@ def test_when_the_head_ends_nothing_of_the_engine_is_left(rig: Rig) -> None:
     assert "the head at 127.0.0.1 is gone" in rig.log(1)
 
 
+def test_what_the_engine_started_ends_with_it(tmp_path: Path) -> None:
+    """A rank that the engine started and did not end, because it was still loading; it does not hear SIGTERM."""
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    engine = f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {deaf!r}]).pid, flush=True)"
+    code = f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r}); import _ranks; _ranks.PATIENCE_S = 1\n"
+    code += "child = _ranks.start(sys.argv[1:]); sys.stdin.readline(); _ranks.end(child)"
+    command = [sys.executable, "-c", code, sys.executable, "-c", f"{engine}; time.sleep(60)"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        said = sorted(supervisor.stdout.readline().strip() for _ in range(2))
+        assert said[1] == "deaf"
+        assert Path(f"/proc/{said[0]}").exists()
+        supervisor.communicate("\n", timeout=DEADLINE_S)
+    # Nobody of this machine may have reaped it yet.
+    status = Path(f"/proc/{said[0]}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
 def test_a_rank_that_was_started_anew_counts_once(rig: Rig) -> None:
     rig.start(0)
     before = rig.start(1)

@@ -33,3 +33,9 @@ def head() -> Host:
 def plan(head: Host) -> dict[str, t.Any]:
     """What kv_budget decided, as the head keeps it."""
     return t.cast("dict[str, t.Any]", json.loads(head.file("/var/lib/sparkrig/plan.json").content_string))
+
+
+@pytest.fixture(scope="session")
+def executor(head: Host) -> str:
+    """What runs the ranks: "ray", or "mp", which is vLLM itself."""
+    return "ray" if head.file("/etc/systemd/system/sparkrig-ray.service").exists else "mp"

@@ -24,21 +24,18 @@ SECRETS = {"RAY_AUTH_TOKEN", "VLLM_API_KEY"}
 
 # What is added on the way, by whom. None of it says how the rig serves.
 SYSTEMD = {"HOME", "INVOCATION_ID", "JOURNAL_STREAM", "LANG", "LOGNAME", "PATH", "RUNTIME_DIRECTORY", "SHELL"}
-SYSTEMD |= {"SPARKRIG_STAMP", "SYSTEMD_EXEC_PID", "USER"}
+SYSTEMD |= {"SPARKRIG_STAMP", "STATE_DIRECTORY", "SYSTEMD_EXEC_PID", "USER"}
 RAY: set[str] = set()
-VLLM: set[str] = set()
+VLLM = {"AITER_SITUV2_A4W4", "LD_PRELOAD", "LOCAL_WORLD_SIZE", "NUMEXPR_MAX_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+VLLM |= {"RAY_CLIENT_MODE", "TILELANG_CLEANUP_TEMP_FILES", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"}
+VLLM |= {"TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "TRITON_CACHE_AUTOTUNING", "VLLM_DISABLE_SHARED_EXPERTS_STREAM"}
+VLLM |= {"VLLM_WORKER_MULTIPROC_METHOD"}
 
 
 @pytest.fixture(scope="module", name="running")
 def processes_by_node() -> dict[str, list[Process]]:
     """What the rig runs on each node."""
     return {name: rig_processes(host) for name, host in HOSTS.items()}
-
-
-@pytest.fixture(scope="module", name="executor")
-def executor_of_the_rig() -> str:
-    """Whether Ray runs the ranks, or vLLM itself."""
-    return "ray" if HOSTS[HEAD].file("/etc/systemd/system/sparkrig-ray.service").exists else "mp"
 
 
 def files_of(host: Host, unit: str) -> list[str]:
@@ -74,17 +71,18 @@ def test_environment_comes_from_files_only(running: dict[str, list[Process]]) ->
         for unit in units_of(found):
             paths = files_of(HOSTS[name], unit)
             assert {path for path in paths if not re.fullmatch(r"/etc/sparkrig/[a-z-]+\.env", path)} <= {AT_START}
-            # The stamp says what the unit was made from; everything else stands in a file.
+            # The stamp says what the unit was made from, and the home belongs to the user that it runs as.
             said = HOSTS[name].check_output("systemctl show --property=Environment --value %s", unit)
-            assert [word.split("=")[0] for word in said.split()] == ["SPARKRIG_STAMP"], (name, unit)
+            assert {word.split("=")[0] for word in said.split()} <= {"HOME", "SPARKRIG_STAMP"}, (name, unit)
 
 
 def test_the_files_say_what_was_planned() -> None:
     for node in NODES:
         host = HOSTS[node.name]
         assert environment(host, "/etc/sparkrig/runtime.env") == PROFILE["environment"]
-        own = host.check_output("ip -4 -o address show dev %s", node.rails[0]).split()[3].split("/")[0]
         fabric = environment(host, "/etc/sparkrig/fabric.env")
+        rail = host.check_output("ip -4 -o address show dev %s", fabric["GLOO_SOCKET_IFNAME"])
+        own = rail.split()[3].split("/")[0]
         assert (fabric["VLLM_HOST_IP"], fabric["HOST_IP"]) == (own, own)
 
 
