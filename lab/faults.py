@@ -19,12 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lab.common import LabError, run
-from lab.nodes import Node, ensure_links, read_nodes, up
+from lab.nodes import Node, read_nodes, up
 
 PORT = 18089
 MODEL = "lab-moe"
 FAILURE = "/var/lib/sparkrig/watch/last_failure.json"
 ENGINE = "sparkrig-vllm.service"
+WAITING = "/var/lib/sparkrig/watch/waiting.json"
+STARTS = "/var/lib/sparkrig/watch/starts.json"
 # What the collection put on a node. Lost or changed, it would be a half state.
 CONFIGURATION = (
     "find /etc/sparkrig /opt/sparkrig/lib /etc/systemd/system -name '*.pyc' -prune -o -type f -print0"
@@ -57,8 +59,8 @@ class Seen:
 
     @property
     def ok(self) -> bool:
-        """Served again, or down with a reason; nothing left over, nothing lost."""
-        good = self.outcome == "served" or (self.outcome == "down" and bool(self.reason))
+        """Served again, or not and with a reason; nothing left over, nothing lost."""
+        good = self.outcome == "served" or (self.outcome in ("down", "waits") and bool(self.reason))
         return good and not self.orphans and not self.lost
 
     def line(self) -> list[str]:
@@ -137,7 +139,9 @@ class Rig:
         inside(node, "kill -9 " + " ".join(map(str, pids)))
 
     def wait(self, limit_s: float, before: str | None) -> tuple[str, float]:
-        """("served" or "down" or "neither", seconds).
+        """("served" or "down" or "waits" or "neither", seconds).
+
+        It waits when a node is away: it says for which, and serves again when that one is back.
 
         *before* is the start of the engine that has to be another one; None where the same one may go on.
         """
@@ -150,7 +154,16 @@ class Rig:
             if fresh and state.get("ActiveState") == "active" and self.completion() is not None:
                 return "served", time.monotonic() - begin
             time.sleep(1)
-        return "neither", limit_s
+        return ("waits" if self.waiting() else "neither"), limit_s
+
+    def waiting(self) -> str:
+        """What the start of the engine waits for; empty when it does not."""
+        if self.engine().get("SubState") != "start-pre":
+            return ""
+        try:
+            return str((json.loads(inside(self.head, f"cat {WAITING}")) or {}).get("sentence", ""))
+        except ValueError:
+            return ""
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,8 @@ def _fill_disk(rig: Rig) -> None:
     )
     inside(
         rig.head,
-        "mkdir -p /run/fulldisk && mount -t tmpfs -o size=1m tmpfs /run/fulldisk; dd if=/dev/zero of=/run/fulldisk/full;"
+        "mkdir -p /run/fulldisk && mount -t tmpfs -o size=1m tmpfs /run/fulldisk;"
+        " dd if=/dev/zero of=/run/fulldisk/full;"
         " mount --bind /run/fulldisk /var/log/journal 2>/dev/null || mount --bind /run/fulldisk /run/log/journal",
     )
     rig.kill(rig.nodes[1], "ray::RayWorkerProc")
@@ -258,7 +272,7 @@ FAULTS = (
     Fault(
         "a network gone for good",
         lambda rig: _cut(rig, rig.nodes[2]),
-        limit_s=420.0,
+        limit_s=150.0,
         undo=lambda rig: _mend(rig, rig.nodes[2]),
     ),
     Fault("one node rebooted", _reboot(1), representative=True),
@@ -271,13 +285,15 @@ FAULTS = (
 
 def observe(rig: Rig, fault: Fault) -> Seen:
     """Do *fault* to a rig that serves, and see how it ends."""
+    # The faults before this one are no starts of this hour.
+    inside(rig.head, f"systemctl reset-failed {ENGINE}; rm -f {STARTS}")
     files = rig.configuration()
     start = rig.engine().get("InvocationID", "")
     begin = time.monotonic()
     fault.do(rig)
     outcome, _seconds = rig.wait(fault.limit_s, start if fault.restarts else None)
     seconds = time.monotonic() - begin
-    reason = str(rig.failure().get("sentence", ""))
+    reason = rig.waiting() or str(rig.failure().get("sentence", ""))
     if fault.undo is not None:
         fault.undo(rig)
     after = rig.configuration()
@@ -287,9 +303,3 @@ def observe(rig: Rig, fault: Fault) -> Seen:
         for line in files[name] - after.get(name, set())
     )
     return Seen(fault.name, outcome, seconds, reason, rig.orphans(), lost)
-
-
-def replug(rig: Rig) -> None:
-    """See that every node has its links, as after a container came back."""
-    for node in rig.nodes:
-        ensure_links(node)
