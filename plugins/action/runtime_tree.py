@@ -10,6 +10,7 @@ every file is checked against the manifest as it is unpacked, and that is enough
 from __future__ import annotations
 
 import os
+import shlex
 import typing as t
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
@@ -37,11 +38,14 @@ class ActionModule(ActionBase):
         if not os.path.isfile(path):
             raise AnsibleActionFail(f"The archive {path} for {host} is not on the controller: build it first.")
         self._display.display(f"{host}: shipping {os.path.getsize(path) / 1e9:.2f} GB")
-        # In the connecting user's own folder, under one name: what an interrupted run leaves there is overwritten.
+        # In the connecting user's own folder, under a name that no other run has: the module of a run that was killed
+        # may still read its archive there. Only the name of such a one is taken away.
         own: t.Any = self
-        scratch = own._make_tmp_path()
+        scratch = own._make_tmp_path().rstrip("/")
         shell = own._connection._shell
-        remote = shell.join_path(os.path.dirname(scratch.rstrip("/")), os.path.basename(path))
+        folder, stem = os.path.dirname(scratch), os.path.splitext(os.path.basename(path))[0]
+        remote = shell.join_path(folder, f"{stem}.{os.path.basename(scratch)}.tar")
+        own._low_level_execute_command(f"rm -f -- {shlex.quote(folder)}/{shlex.quote(stem)}.*.tar", sudoable=False)
         try:
             own._transfer_file(path, remote)
             options["archive"] = remote
