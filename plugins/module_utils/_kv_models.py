@@ -215,10 +215,13 @@ def _heads(fields: _Fields, family: Family) -> _Heads:
     return _Heads(query, kv, fields.integer("head_dim", size))
 
 
-def _layer_count(fields: _Fields) -> int:
-    count = fields.integer("num_hidden_layers")
+def _layer_count(fields: _Fields, key: str = "num_hidden_layers") -> int:
+    return _bounded(key, fields.integer(key))
+
+
+def _bounded(key: str, count: int) -> int:
     if count > _MOST_LAYERS:
-        raise ValueError(f"config: num_hidden_layers is {count}; it must be at most {_MOST_LAYERS}")
+        raise ValueError(f"config: {key} is {count}; it must be at most {_MOST_LAYERS}")
     return count
 
 
@@ -523,7 +526,7 @@ def _whisper(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     heads = fields.integer("decoder_attention_heads")
     size = fields.integer("d_model") // heads
     layer = (Cache(FULL, heads, size, size), Cache(CROSS, heads, size, size))
-    return (layer,) * fields.integer("decoder_layers")
+    return (layer,) * _layer_count(fields, "decoder_layers")
 
 
 _GEMMA2 = (("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256), ("sliding_window", 4096))
@@ -749,6 +752,11 @@ def _modelopt_scheme(quantization: Config) -> str | None:
     return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(scheme).lower()) if scheme else None
 
 
+def _producer(quantization: Config) -> object:
+    producer = quantization.get("producer")
+    return producer.get("name") if isinstance(producer, dict) else None
+
+
 def _cache_scheme(config: Config, text: Config) -> str | None:
     """The cache dtype that the checkpoint asks for when kv_cache_dtype is auto."""
     quantization = (
@@ -757,7 +765,7 @@ def _cache_scheme(config: Config, text: Config) -> str | None:
     if not isinstance(quantization, dict):
         return None
     method = str(quantization.get("quant_method", "")).lower().replace("_", "-")
-    if method.startswith("modelopt") or (quantization.get("producer") or {}).get("name") == "modelopt":
+    if method.startswith("modelopt") or _producer(quantization) == "modelopt":
         return _modelopt_scheme(quantization)
     if method == "compressed-tensors" and quantization.get("kv_cache_scheme") is not None:
         return "fp8"
@@ -768,7 +776,7 @@ def _draft_count(fields: _Fields, family: Family) -> int:
     """Layers of the built-in MTP head."""
     if family.mtp_key is None:
         return family.mtp_layers
-    return fields.integer(family.mtp_key, family.mtp_layers, minimum=0)
+    return _bounded(family.mtp_key, fields.integer(family.mtp_key, family.mtp_layers, minimum=0))
 
 
 def _can_draft(fields: _Fields, family: Family) -> bool:

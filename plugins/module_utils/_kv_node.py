@@ -424,26 +424,38 @@ _EMPTY: dict[str, Any] = {
 }
 
 
-def _legal_dcp(request: Request) -> int | None:
-    """The largest smaller DCP that the engine would accept, when DCP is what it refuses."""
+def _accepted(request: Request) -> bool:
+    """Whether the engine takes these options as far as layers and blocks go."""
+    try:
+        build_geometry(request).request_blocks(1)
+    except EngineRefusal:
+        return False
+    return True
+
+
+def _legal_change(request: Request) -> dict[str, Any] | None:
+    """The largest smaller DCP, else TP, that the engine would accept, when one of these is what it refuses."""
     for dcp in range(request.decode_context_parallel_size - 1, 0, -1):
-        try:
-            geometry = build_geometry(replace(request, decode_context_parallel_size=dcp))
-            geometry.request_blocks(1)
-        except EngineRefusal:
-            continue
-        return dcp
+        if _accepted(replace(request, decode_context_parallel_size=dcp)):
+            return {"decode_context_parallel_size": dcp}
+    for tp in range(request.tensor_parallel_size - 1, 0, -1):
+        if _accepted(replace(request, tensor_parallel_size=tp)):
+            return {"tensor_parallel_size": tp}
     return None
 
 
 def _refused(request: Request, text: str) -> dict[str, Any]:
     reason = f"The engine refuses these options: {text}"
-    dcp = _legal_dcp(request)
-    if dcp is None:
+    if text.startswith("assert "):
+        reason += (
+            " (it dies without another word: the model's KV heads can neither be dealt out nor repeated over "
+            f"tensor_parallel_size {request.tensor_parallel_size})."
+        )
+    change = _legal_change(request)
+    if change is None:
         return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [reason]}
-    changes = [{"decode_context_parallel_size": dcp}]
-    reason += f" Smallest change: {_spoken(changes)}."
-    return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [reason], "changes": changes}
+    reason += f" Smallest change: {_spoken([change])}."
+    return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [reason], "changes": [change]}
 
 
 def fit(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -162,6 +162,30 @@ MORE: list[Case] = [
     ),
 ]
 
+MANY = {"distributed_executor_backend": "mp"}
+# Engines of two processes, one for each rank.
+RANKS: list[Case] = [
+    ("tp2", models.LLAMA, {**SMALL, **MANY, "tensor_parallel_size": 2}),
+    ("pp2", models.GEMMA3, {**LONG, **MANY, "pipeline_parallel_size": 2}),
+    (
+        "tp2-mla-mtp",
+        models.DEEPSEEK_V3,
+        {
+            **MANY,
+            "max_model_len": 256,
+            "kv_cache_memory_bytes": 2_000_000,
+            "tensor_parallel_size": 2,
+            "speculative_config": MTP,
+        },
+    ),
+    (
+        "tp2-dcp2",
+        {**models.LLAMA, "num_key_value_heads": 1},
+        {**SMALL, **MANY, "tensor_parallel_size": 2, "decode_context_parallel_size": 2},
+    ),
+    ("pp2-hybrid", models.NEMOTRON_H, {**LARGE, **MANY, "pipeline_parallel_size": 2}),
+]
+
 
 def host_options(oracle: Oracle, config: dict[str, t.Any]) -> dict[str, t.Any]:
     """What the CPU engine makes of this host: AMX has its own MLA kernel, AVX512-BF16 wants float32 states."""
@@ -182,7 +206,8 @@ def _compare(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.An
         draft_config=arguments.get("draft_config"),
         arguments={**SCHEDULER, **engine_arguments},
     )
-    question = {**SCHEDULER, **arguments, "config": config, "device": "cpu", "engine": "0.32.0"}
+    asked = {key: value for key, value in arguments.items() if key != "distributed_executor_backend"}
+    question = {**SCHEDULER, **asked, "config": config, "device": "cpu", "engine": "0.32.0"}
     ours = fit({**question, **host_options(oracle, config)})
     if not theirs["ok"]:
         # A validator wraps the text; elsewhere it is the whole of it.
@@ -209,4 +234,11 @@ def test_engine(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t
 @pytest.mark.parametrize(("config", "arguments"), [case[1:] for case in MORE], ids=[case[0] for case in MORE])
 def test_more_engines(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.Any]) -> None:
     """Every family and option that a CPU engine can run."""
+    _compare(oracle, config, arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "arguments"), [case[1:] for case in RANKS], ids=[case[0] for case in RANKS])
+def test_engines_of_two_ranks(oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.Any]) -> None:
+    """Real ranks, each in its own process, over tensor and pipeline parallelism."""
     _compare(oracle, config, arguments)
