@@ -260,9 +260,16 @@ def _kill(number: int, pattern: str) -> Callable[[Rig], None]:
     return lambda rig: rig.kill(rig.nodes[number], pattern)
 
 
+def _stop_engine_core(rig: Rig) -> None:
+    """The engine core stands still, as in a deadlock: alive, but nothing moves."""
+    pids = " ".join(map(str, rig.pids(rig.head, "VLLM::EngineCore")))
+    inside(rig.head, f"kill -STOP {pids}", check=True)
+
+
 FAULTS = (
     Fault("worker killed", _kill(2, "ray::RayWorkerProc"), representative=True),
     Fault("engine core killed", _kill(0, "VLLM::EngineCore")),
+    Fault("engine core stands still", _stop_engine_core, limit_s=480.0),
     Fault("API server killed", _kill(0, "openai.api_server")),
     Fault("raylet of a worker killed", _kill(1, "/raylet/raylet")),
     Fault("raylet of the head killed", _kill(0, "/raylet/raylet")),
