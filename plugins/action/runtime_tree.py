@@ -41,10 +41,11 @@ class ActionModule(ActionBase):
         # In the connecting user's own folder, under a name that no other run has: the module of a run that was killed
         # may still read its archive there. Only the name of such a one is taken away.
         own: t.Any = self
-        scratch = own._make_tmp_path().rstrip("/")
+        scratch = own._make_tmp_path()
+        folder, unique = os.path.split(scratch.rstrip("/"))
         shell = own._connection._shell
-        folder, stem = os.path.dirname(scratch), os.path.splitext(os.path.basename(path))[0]
-        remote = shell.join_path(folder, f"{stem}.{os.path.basename(scratch)}.tar")
+        stem = os.path.splitext(os.path.basename(path))[0]
+        remote = shell.join_path(folder, f"{stem}.{unique}.tar")
         own._low_level_execute_command(f"rm -f -- {shlex.quote(folder)}/{shlex.quote(stem)}.*.tar", sudoable=False)
         try:
             own._transfer_file(path, remote)
