@@ -8,6 +8,7 @@ Private to the collection. Reads /proc, /dev/shm and the GPU driver's list of pr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -155,9 +156,10 @@ def stale_shared_memory(folder: str = SHARED_MEMORY) -> list[str]:
         read_bytes(f"/proc/{pid}/maps").decode("utf-8", "replace") for pid in os.listdir("/proc") if pid.isdigit()
     )
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            used |= {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                # One that is closed meanwhile says nothing about the others.
+                with contextlib.suppress(OSError):
+                    used.add(os.readlink(f"/proc/{pid}/fd/{number}"))
     paths = (os.path.join(folder, name) for name in sorted(names))
     return [path for path in paths if os.path.isfile(path) and path not in used]

@@ -1,0 +1,74 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What has to be gone before a launch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
+    end_processes,
+    gpu_strangers,
+    mapped_shared_memory,
+    parse_compute_apps,
+    stale_shared_memory,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("4711, python\n12, /usr/bin/train --x\n", [(4711, "python"), (12, "/usr/bin/train --x")]),
+        ("No devices were found\n", []),
+        ("No running processes found\n", []),
+        ("", []),
+    ],
+)
+def test_only_lines_with_a_process_count(text: str, found: list[tuple[int, str]]) -> None:
+    assert parse_compute_apps(text) == found
+
+
+def test_a_stranger_on_the_gpu_is_named() -> None:
+    class Module:
+        def get_bin_path(self, _name: str) -> str:
+            return "/usr/bin/nvidia-smi"
+
+        def run_command(self, _command: list[str]) -> tuple[int, str, str]:
+            return 0, "999999999, train.py\n", ""
+
+    assert gpu_strangers(Module(), ["x.service"]) == ["process 999999999 (train.py) uses the GPU"]
+
+
+def test_what_was_left_behind_is_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    def find() -> list[str]:
+        return [] if child.poll() is not None else [f"{child.pid} python"]
+
+    assert end_processes(find) == [f"{child.pid} python"]
+    assert child.wait() < 0
+
+
+def test_what_cannot_be_ended_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[t.Any] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: sent.append((pid, number.name)))
+    with pytest.raises(ValueError, match=r"1 process\(es\) of an earlier start cannot be ended: 7 stuck"):
+        end_processes(lambda: ["7 stuck"], patience_s=0.0)
+    assert sent == [(7, "SIGTERM"), (7, "SIGKILL")]
+
+
+def test_shared_memory_that_somebody_has_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "psm_old").write_text("x")
+    (tmp_path / "psm_used").write_text("x")
+    (tmp_path / "of-somebody-else").write_text("x")
+    with (tmp_path / "psm_used").open():
+        assert stale_shared_memory(str(tmp_path)) == [str(tmp_path / "psm_old")]
+    assert stale_shared_memory(str(tmp_path / "none")) == []
+    maps = "7f00-7f01 rw-s 00000000 00:19 42    /dev/shm/psm_a\n7f02-7f03 r-xp 0 00:01 1 /usr/lib/x.so\n"
+    assert mapped_shared_memory([maps]) == {"/dev/shm/psm_a"}
