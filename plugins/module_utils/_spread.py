@@ -105,11 +105,12 @@ def spread_plan(nodes: t.Sequence[str], looks: Looks, reserve_bytes: int = 0) ->
                 some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
                 path = folder.looks[node]["path"]
                 sentences.append(f"{node}: {_files(len(names))} of {path} ({size_text(size)}) to be copied: {some}")
+    absent = [folder.path for folder in folders if folder.reference is None]
     return {
-        "absent": [folder.path for folder in folders if folder.reference is None],
+        "absent": absent,
         "references": [folder.reference for folder in folders],
         "lacks": {node: names for node, names in lacks.items() if any(names)},
-        "whole": [node for node in nodes if not any(lacks[node])],
+        "whole": [node for node in nodes if not any(lacks[node]) and not absent],
         "unhashed": {node: count for node in nodes for count in (_unhashed(looks[node]),) if count},
         "unused": {node: names for node in nodes for names in (_unused(folders, node),) if names},
         "problems": problems,

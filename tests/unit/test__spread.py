@@ -75,6 +75,7 @@ def test_what_counts_as_the_same(seen: dict[str, tuple[int, str | None]], lacked
 def test_nobody_has_it() -> None:
     plan = spread_plan(NODES, one(look(), look(), look(), look()))
     assert plan["absent"] == ["/m"]
+    assert plan["whole"] == []
     assert plan["problems"] == []
 
 
