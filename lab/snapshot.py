@@ -130,6 +130,8 @@ ITS_OWN: dict[str, dict[str, str]] = {
         r"/home/spark/\.ssh(/.*)?": "the key that the lab lets in",
         r"/etc/(resolv\.conf|\.updated|machine-id)": "the container's own",
         r"/var/\.updated": "the container's own",
+        r"/root/\.ansible_async(/.*)?": "Ansible's own folder for tasks that run beside others",
+        r"/etc/(passwd|group|shadow|gshadow)-": "the copy from before the last change, by useradd and userdel",
         r"/etc/ssh/ssh_host_.*": "made at the first start",
         r"(/usr/.*)?/__pycache__(/.*)?": "compiled by whoever ran Python first",
     },
@@ -157,7 +159,8 @@ ITS_OWN: dict[str, dict[str, str]] = {
 }
 # Units that come and go by themselves: started on demand, by a timer, or ending after a while without work.
 ON_DEMAND = re.compile(
-    r"(apt-.*|colord|dpkg-.*|e2scrub.*|emergency|fstrim|fwupd.*|logrotate|man-db|motd-news|NetworkManager-dispatcher"
+    # network-pre.target is a mark on the way up that stays until the next boot.
+    r"(apt-.*|colord|network-pre|dpkg-.*|e2scrub.*|emergency|fstrim|fwupd.*|logrotate|man-db|motd-news|NetworkManager-dispatcher"
     r"|packagekit|plymouth.*|polkit|rescue|snapd.*|systemd-(hostnamed|localed|timedated|tmpfiles-.*|timesyncd|logind"
     r"|update-utmp.*|networkd-persistent-storage|journal-.*|sysext|pcr.*|rfkill.*|user-sessions)|udisks2|upower|user.*"
     r"|blueman.*|dbus-.*|phpsession.*|session.*|switcheroo-control|rtkit-daemon)"

@@ -58,6 +58,13 @@ def check_units(names: t.Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def check_users(names: t.Sequence[str]) -> None:
+    """ValueError with the index of the first user that is not ours."""
+    for index, name in enumerate(names):
+        if not re.fullmatch(r"sparkrig[a-z0-9_-]*", name):
+            raise ValueError(f"users[{index}] is {name!r}; only users whose name begins with sparkrig are removed")
+
+
 def check_path(option: str, index: int, path: str) -> str:
     """*path*, if it may be removed. ValueError otherwise."""
     where = f"{option}[{index}] is {path!r}"

@@ -34,6 +34,13 @@ options:
     description:
       - A folder. Processes whose program or libraries lie under it are ended once the units are stopped.
     type: path
+  users:
+    description:
+      - System users of the rig to remove with their group, once the units are stopped. Only names that begin with
+        C(sparkrig) are taken. What they left in C(/tmp), C(/var/tmp) and C(/dev/shm) goes with them.
+    type: list
+    elements: str
+    default: []
   shared_memory:
     description: Whether files that Ray, vLLM and torch left in C(/dev/shm) are removed, if no process has them open.
     type: bool
@@ -78,6 +85,7 @@ actions:
 
 import glob
 import os
+import pwd
 import shutil
 import typing as t
 
@@ -93,10 +101,13 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._rig_absent impor
     Unit,
     check_path,
     check_units,
+    check_users,
     kept_folder,
     parse_show,
 )
 
+# Where everybody may write.
+SHARED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 UNIT_FOLDERS = ("/etc/systemd/system", "/run/systemd/system")
 
 
@@ -184,6 +195,27 @@ class Node:
         for left in ended:
             self.will(f"process {left}: ended, it had outlived its unit", f"process {left}")
 
+    def remove_users(self, names: t.Sequence[str]) -> None:
+        """Remove users of ours, and before them what they left where everybody may write."""
+        for name in names:
+            try:
+                uid = pwd.getpwnam(name).pw_uid
+            except KeyError:
+                self.actions.append(f"user {name}: not there")
+                continue
+            for folder in SHARED_FOLDERS:
+                for path in sorted(glob.glob(os.path.join(folder, "*")) + glob.glob(os.path.join(folder, ".*"))):
+                    if os.lstat(path).st_uid == uid and self.will(f"{path}: removed, it was {name}'s", path):
+                        remove(path)
+            if self.will(f"user {name}: removed", f"user {name}"):
+                rc, out, err = self.module.run_command([self.module.get_bin_path("userdel", required=True), name])
+                if rc != 0:
+                    self.module.fail_json(
+                        msg=f"'userdel {name}' ended with {rc}: {(err or out).strip()}. See `ps -u {name}` on this node"
+                        " and run this again.",
+                        actions=self.actions,
+                    )
+
     # --- files --------------------------------------------------------------------------------------------------
 
     def remove_paths(self) -> None:
@@ -243,6 +275,7 @@ def main() -> None:
         argument_spec={
             "units": {"type": "list", "elements": "str", "default": []},
             "leftovers_under": {"type": "path"},
+            "users": {"type": "list", "elements": "str", "default": []},
             "shared_memory": {"type": "bool", "default": False},
             "files": {"type": "list", "elements": "str", "default": []},
             "folders": {"type": "list", "elements": "str", "default": []},
@@ -253,6 +286,7 @@ def main() -> None:
     node = Node(module)
     try:
         names = check_units(module.params["units"])
+        check_users(module.params["users"])
         for option in ("files", "folders", "empty_folders"):
             for index, path in enumerate(module.params[option]):
                 check_path(option, index, path)
@@ -260,6 +294,7 @@ def main() -> None:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     node.remove_units(names)
     node.end_leftovers(module.params["leftovers_under"])
+    node.remove_users(module.params["users"])
     try:
         node.remove_paths()
     except OSError as error:

@@ -184,6 +184,31 @@ def test_a_process_that_cannot_be_ended_is_named(
     assert result["msg"] == "The rig is stopped, but 1 process(es) of an earlier start cannot be ended: 77 ray."
 
 
+class User(t.NamedTuple):
+    pw_uid: int
+
+
+def test_a_user_goes_with_what_it_left(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    (shared / "socket").write_text("")
+    there = {"sparkrig": User(shared.stat().st_uid)}
+    monkeypatch.setattr(rig_absent, "SHARED_FOLDERS", (str(shared),))
+    monkeypatch.setattr(rig_absent.pwd, "getpwnam", there.__getitem__)
+    dry = call(capsys, check=True, users=["sparkrig"])
+    assert (shared / "socket").exists()
+    result = call(capsys, users=["sparkrig"])
+    assert result["actions"] == dry["actions"]
+    assert result["actions"] == [f"{shared}/socket: removed, it was sparkrig's", "user sparkrig: removed"]
+    assert systemd.calls == [["sparkrig"]]
+    assert list(shared.iterdir()) == []
+    there.clear()
+    again = call(capsys, users=["sparkrig"])
+    assert (again["changed"], again["actions"]) == (False, ["user sparkrig: not there"])
+
+
 def test_what_systemctl_refuses_is_told(systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(tmp_path / "units", "sparkrig-ray.service")
     systemd.active["sparkrig-ray.service"] = "active"
@@ -196,6 +221,7 @@ def test_what_systemctl_refuses_is_told(systemd: Systemd, tmp_path: Path, capsys
 BAD = [
     ({"units": ["ssh.service"]}, "units[0] is 'ssh.service'; only units named sparkrig-*.service or the like"),
     ({"units": ["sparkrig-ray.service", "sparkrig-*.service"]}, "units[1] is 'sparkrig-*.service'; only"),
+    ({"users": ["root"]}, "users[0] is 'root'; only users whose name begins with sparkrig are removed"),
     ({"units": ["sparkrig-a;b.service"]}, "units[0] is 'sparkrig-a;b.service'; only"),
     ({"folders": ["/"]}, "folders[0] is '/', a folder of the system; it is never removed"),
     ({"folders": ["/etc"]}, "folders[0] is '/etc', a folder of the system"),
