@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import typing as t
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def test_a_user_goes_with_what_it_left(
     (shared / "socket").write_text("")
     there = {"sparkrig": User(shared.stat().st_uid)}
     monkeypatch.setattr(rig_absent, "SHARED_FOLDERS", (str(shared),))
-    monkeypatch.setattr(rig_absent.pwd, "getpwnam", there.__getitem__)
+    monkeypatch.setattr(pwd, "getpwnam", there.__getitem__)
     dry = call(capsys, check=True, users=["sparkrig"])
     assert (shared / "socket").exists()
     result = call(capsys, users=["sparkrig"])
