@@ -16,6 +16,7 @@ import sys
 import typing as t
 from pathlib import Path
 
+import yaml
 from antsibull_docs_parser.md import to_md
 from antsibull_docs_parser.parser import Context, parse
 
@@ -51,9 +52,9 @@ def value(thing: object) -> str:
     return "`" + " ".join(word.split()).replace("|", "\\|") + "`"
 
 
-def rows(options: dict[str, t.Any], prefix: str = "") -> list[str]:
-    """One line of a table an option, those of nested dictionaries after their own, with a dotted name."""
-    lines = []
+def rows(options: dict[str, t.Any], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Name, type, default and description of each option; those of nested ones follow it, with a dotted name."""
+    found = []
     for name, option in options.items():
         kind = option.get("type", "str")
         if option.get("elements"):
@@ -62,40 +63,45 @@ def rows(options: dict[str, t.Any], prefix: str = "") -> list[str]:
         text = prose(option.get("description"))
         if option.get("choices"):
             text += " One of " + ", ".join(value(choice) for choice in option["choices"]) + "."
-        lines.append(f"| `{prefix}{name}` | {kind} | {default} | {text.replace('|', chr(92) + '|')} |")
+        found.append((f"`{prefix}{name}`", kind, default, text.replace("|", "\\|")))
         nested = option.get("options") or option.get("suboptions") or option.get("contains") or {}
-        lines += rows(nested, f"{prefix}{name}.")
-    return lines
+        found += rows(nested, f"{prefix}{name}.")
+    return found
 
 
 def table(title: str, options: dict[str, t.Any] | None) -> list[str]:
-    """A table of options or return values under *title*; nothing when there are none."""
+    """A table of options under *title*; nothing when there are none."""
     if not options:
         return []
-    return [f"\n{title}\n", "| name | type | default | |", "| --- | --- | --- | --- |", *rows(options)]
+    lines = [f"\n{title}\n", "| name | type | default | |", "| --- | --- | --- | --- |"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows(options)]
 
 
 def returns(values: dict[str, t.Any] | None) -> list[str]:
-    """A table of what a module or filter returns."""
+    """A table of what a module or filter returns; nothing when it is not documented."""
     if not values:
         return []
     lines = ["\nReturns\n", "| name | type | |", "| --- | --- | --- |"]
-    for row in rows(values):
-        name, kind, _default, text = row.strip("| ").split(" | ", 3) if row.count(" | ") >= 3 else (*row.split(" | "), "")
-        lines.append(f"| {name} | {kind} | {text} |")
-    return lines
+    return lines + [f"| {name} | {kind} | {text} |" for name, kind, _default, text in rows(values)]
 
 
 def roles() -> str:
     """The reference of every role: its entry points and their variables."""
     lines = [HEAD, "# Roles\n"]
     for name, document in ansible_doc("role").items():
+        text = (PROJECT / "roles" / name / "defaults" / "main.yml").read_text(encoding="utf-8")
+        defaults = yaml.safe_load(text) or {}
         lines.append(f"## {name}\n")
         for entry, body in document["entry_points"].items():
             if len(document["entry_points"]) > 1:
                 lines.append(f"\n### {name}: {entry}\n")
             lines.append(prose(body.get("description")) or prose(body.get("short_description")))
-            lines += table("Variables", body.get("options"))
+            # A default that is a template of another type than text stands in the role's defaults only.
+            options = {
+                option: {"default": defaults.get(option), **body_option}
+                for option, body_option in body.get("options", {}).items()
+            }
+            lines += table("Variables", options)
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

@@ -80,8 +80,7 @@ def test_the_reference_is_what_the_collection_says(tmp_path: Path) -> None:
     stale = [
         page.name
         for page in sorted(tmp_path.iterdir())
-        if page.read_text(encoding="utf-8")
-        != (PROJECT / "docs" / "reference" / page.name).read_text(encoding="utf-8")
+        if page.read_text(encoding="utf-8") != (PROJECT / "docs" / "reference" / page.name).read_text(encoding="utf-8")
     ]
     assert stale == [], "run `make reference`"
 
