@@ -204,10 +204,17 @@ def check_parallel(request: Request, model: Model, dialect: Dialect) -> None:
         _check_grouped_dcp(request, model, dialect)
 
 
-def check_layers(request: Request, model: Model) -> None:
+def check_layers(request: Request, model: Model, dtype: str) -> None:
     """What the model's class refuses when its layers are made."""
     if model.refusal is not None:
         raise EngineRefusal(model.refusal)
+    if dtype == "fp8_e5m2" and model.cache_scheme is not None:
+        raise EngineRefusal("fp8_e5m2 kv-cache is not supported with fp8 checkpoints.")
+    if dtype == "fp8_e5m2" and model.family == "mimo_v2_flash":
+        raise EngineRefusal(
+            "TritonAttentionDiffKVBackend supports only fp8/fp8_e4m3 quantized KV cache "
+            "(got kv_cache_dtype='fp8_e5m2')."
+        )
     if model.mla:
         return
     tp = request.tensor_parallel_size
@@ -476,7 +483,7 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
     interleave = request.dcp_kv_cache_interleave_size
     if request.decode_context_parallel_size > 1 and (interleave > size or size % interleave):
         raise EngineRefusal(texts.interleave_uneven(size, interleave))
-    check_layers(request, model)
+    check_layers(request, model, dtype)
     bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
     entries = _entries(builder, model.layers, _draft_layers(request, model), bounds)
     if not entries:
