@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import typing as t
@@ -28,7 +29,10 @@ def ray_nodes_info(node: str, **options: t.Any) -> dict[str, t.Any]:
     """What the module says on *node*."""
     arguments = json.dumps({"address": GCS, "nodes": ADDRESSES, **options})
     command = [str(BIN / "ansible"), "-i", str(INVENTORY), node, "-b", "-m", "sparkrig.serving.ray_nodes_info"]
-    done = subprocess.run([*command, "-a", arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+    variables = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
+    done = subprocess.run(
+        [*command, "-a", arguments], cwd=PROJECT, env=variables, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, t.Any] = json.loads(done.stdout.partition("=>")[2])
     return found
