@@ -199,7 +199,7 @@ def test_a_lock_that_pins_less_is_refused(lock: str, words: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted((ROLE / "files" / "locks").glob("*.txt")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROLE / "files" / "locks").glob("lab-cpu.*.txt")), ids=lambda path: path.name)
 def test_a_shipped_lock_pins_and_hashes_everything(path: Path) -> None:
     entries = {entry.name: entry for entry in parse_lock(path.read_text())}
     assert all(entry.hashes for entry in entries.values())
