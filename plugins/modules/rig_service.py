@@ -657,6 +657,9 @@ class Service:
                     actions=self.actions,
                     changed=self.changed,
                 )
+            for path in stale_shared_memory():
+                os.unlink(path)
+                self.actions.append(f"{path}: removed, no process has it open any more")
         self.finish(started=False)
 
 
