@@ -164,6 +164,10 @@ def state_bytes(state: StateShape, request: Request, dialect: Dialect) -> int:
     tp = request.tensor_parallel_size
     width = state.conv_width
     if state.kind == "mamba2":
+        if state.groups % tp and state.groups != 1:
+            raise EngineRefusal(
+                "If tensor parallel world size does not divide num_groups, then num_groups must equal 1."
+            )
         groups = state.groups if state.groups % tp == 0 else tp
         width += 2 * groups * state.group_width
     for count, _what in ((width, "channels of the convolution"), (state.heads, "heads of the recurrent state")):

@@ -41,6 +41,7 @@ def disagreement(oracle: Oracle, seed: int) -> str | None:
     except ValueError as malformed:
         # A config that the config class refuses, or a model class that misses a key.
         unreadable = "validation error for" in error.lower() or "has no attribute" in error
+        unreadable = unreadable or "modulo by zero" in error
         return None if not theirs["ok"] and unreadable else f"{malformed} / {theirs}"
     refusal = ours["engine_error"]
     if not theirs["ok"]:

@@ -178,11 +178,6 @@ RANKS: list[Case] = [
             "speculative_config": MTP,
         },
     ),
-    (
-        "tp2-dcp2",
-        {**models.LLAMA, "num_key_value_heads": 1},
-        {**SMALL, **MANY, "tensor_parallel_size": 2, "decode_context_parallel_size": 2},
-    ),
     ("pp2-hybrid", models.NEMOTRON_H, {**LARGE, **MANY, "pipeline_parallel_size": 2}),
 ]
 
