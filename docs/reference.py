@@ -41,7 +41,7 @@ def prose(text: str | list[str] | None) -> str:
     line = " ".join(to_md(parse(text, Context()), par_sep=" ").replace("<br>", " ").split())
     # The library escapes every sign that could mean something somewhere; in a sentence these mean nothing.
     line = re.sub(r"\\([^\w\s|<*`\[\]\\])", r"\1", line)
-    return re.sub(r"<code>(.*?)</code>", lambda match: "`" + match[1].replace("\\", "") + "`", line)
+    return re.sub(r"<code>(.*?)</code>", lambda match: "`" + re.sub(r"\\|</?strong>", "", match[1]) + "`", line)
 
 
 def value(thing: object) -> str:

@@ -19,8 +19,8 @@ author: The sparkrig engineers (@sparkrig)
 description:
   - Computes from a model's C(config.json) and the engine's options the blocks, tokens, log line and refusals of vLLM's
     memory planner, and compares every rank's bytes with the memory of its node.
-  - The options and the result are those of the module M(sparkrig.serving.kv_budget), without its O(_input.model) and
-    O(_input.measure_memory), which need a node.
+  - The options and the result are those of the module M(sparkrig.serving.kv_budget), without its C(model) and
+    C(measure_memory), which need a node.
   - What vLLM would refuse is an answer with C(fits=false). An unknown option or model is an error.
 options:
   _input:

@@ -12,7 +12,7 @@ version_added: 1.0.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Names user, machine and process of this run, and the other processes of this machine, so that
-    M(sparkrig.serving.launch_lock#module) can tell a run that goes on from one that was killed.
+    M(sparkrig.serving.launch_lock) can tell a run that goes on from one that was killed.
 options:
   _terms:
     description: What this run does, in a word or two.

@@ -97,7 +97,9 @@ def parse_object(text: bytes, file: str) -> dict[str, t.Any]:
 
 def _is_size(value: object) -> bool:
     """Whether *value* is a number of bytes; some writers make a float of it."""
-    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    whole = (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and value.is_integer()
+    )
     return whole and t.cast("float", value) >= 0
 
 
@@ -216,7 +218,7 @@ def _number(config: t.Mapping[str, t.Any], key: str, default: int) -> int:
     value = config.get(key)
     if value is None:
         return default
-    if type(value) is not int or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"config.json: {key} is {value!r}, it must be a whole number")
     return value
 
@@ -277,11 +279,11 @@ class Survey:
         self._kv_heads = _number(text, "num_key_value_heads", self._heads)
         self._engine_bytes = _ENGINE_BYTES.get(layout.dtype, 2)
         sizes = stages(self._layers, layout.pipeline_parallel_size)
-        self._stage = [stage for stage, size in enumerate(sizes) for _ in range(size)]
+        self._stage = [stage for stage, size in enumerate(sizes) for _layer in range(size)]
         self._stage_bytes = [0] * len(sizes)
         # With expert parallelism ranks of one stage differ: what each keeps of the experts, by stage and rank.
         self._experts = next((_number(text, key, 0) for key in _EXPERT_COUNTS if text.get(key)), 0)
-        self._expert_bytes = [[0] * layout.tensor_parallel_size for _ in sizes]
+        self._expert_bytes = [[0] * layout.tensor_parallel_size for _size in sizes]
         self._indexed = weight_map or {}
         self._shards: dict[str, set[str]] | None = None
         if weight_map is not None:

@@ -259,7 +259,7 @@ def parse_default_interfaces(text: str) -> tuple[str, ...]:
 
 def interface_of(address: str, links: t.Mapping[str, Link]) -> str:
     """The interface that has an address, or an empty string. A link-local one says it itself, after a percent sign."""
-    host, _, scope = address.partition("%")
+    host, _percent, scope = address.partition("%")
     return scope or next((link.name for link in links.values() if host in link.hosts), "")
 
 

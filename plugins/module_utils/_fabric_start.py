@@ -117,8 +117,8 @@ def main(argv: t.Sequence[str]) -> int:
         else:
             raise ValueError("usage: fabric start CONFIG | fabric undo PENDING")
     except (ValueError, OSError, _fabric_node.ApplyError) as error:
-        print(f"sparkrig: {error}.", file=sys.stderr)
+        sys.stderr.write(f"sparkrig: {error}.\n")
         return 1
     for sentence in sentences:
-        print(f"sparkrig: {sentence}")
+        sys.stdout.write(f"sparkrig: {sentence}\n")
     return 0

@@ -174,7 +174,7 @@ def _entry(value: object, name: str, file: str) -> Entry:
     numbers = [fields.get(key) for key in ("size_bytes", "mtime_ns", "inode")]
     sha256, hashed_at = fields.get("sha256"), fields.get("hashed_at")
     fine = (
-        all(type(number) is int and number >= 0 for number in numbers)
+        all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
         and isinstance(sha256, str)
         and len(sha256) == 64
         and _HEX.issuperset(sha256)
@@ -276,7 +276,7 @@ def hash_files(
                 done[name] = entry
                 on_entry(name, entry)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(names)))]
+    threads = [threading.Thread(target=work, daemon=True) for _number in range(min(workers, len(names)))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -88,7 +88,7 @@ class Layout:
             target = os.readlink(self.current)
         except OSError:
             return None
-        folder, _, name = target.rpartition("/")
+        folder, _slash, name = target.rpartition("/")
         return name if folder == "runtime" and _DIGEST.match(name) else None
 
     def digests(self) -> tuple[str, ...]:

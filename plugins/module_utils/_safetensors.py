@@ -92,7 +92,7 @@ def header_length(prefix: bytes, file_bytes: int, file: str) -> int:
 
 
 def _natural(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _checked(name: str, entry: object, file: str) -> tuple[tuple[int, ...], int]:

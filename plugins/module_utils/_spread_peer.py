@@ -210,7 +210,7 @@ class Peer:
         """Send one file from an offset on, as far as it is here and as it arrives."""
         progress = self._files.get((request.get("folder", -1), str(request.get("name"))))
         offset = request.get("offset")
-        fits = progress is not None and type(offset) is int and 0 <= offset <= progress.size_bytes
+        fits = progress is not None and isinstance(offset, int) and 0 <= offset <= progress.size_bytes
         if self._broken or progress is None or not isinstance(offset, int) or not fits:
             send_line(connection, {"error": self._broken or f"{self.name} has no file {request.get('name')!r}"})
             return False
@@ -242,10 +242,15 @@ class Peer:
 
     # --- taking -----------------------------------------------------------------------------------------------
 
+    def _giver(self) -> dict[str, t.Any]:
+        """The node before; only a node that has one takes anything."""
+        if self._before is None:
+            raise Broken(f"{self.name} is to take files, but its job names nobody who gives them.")
+        return self._before
+
     def _connect(self, stream: int) -> socket.socket:
         """A connection to the node before, over the rail of this stream or else over any other."""
-        assert self._before is not None
-        addresses = self._before["addresses"]
+        addresses = self._giver()["addresses"]
         reason = "no address"
         while not self._broken:
             for turn in range(len(addresses)):
@@ -259,7 +264,7 @@ class Peer:
                 return connection
             if time.monotonic() - self._active_at > self._idle_s:
                 raise Broken(
-                    f"{self._before['name']} does not answer {self.name} on port {self._port} ({reason}); see that it "
+                    f"{self._giver()['name']} does not answer {self.name} on port {self._port} ({reason}); see that it "
                     "is up and that no firewall is between them, then run again: the copy is continued"
                 )
             time.sleep(_RETRY_S)
@@ -306,10 +311,9 @@ class Peer:
             progress.advance(0, anew=True)
             if attempt == 2:
                 break
-        assert self._before is not None
         raise Broken(
             f"{progress.path} came to {self.name} twice with another SHA-256 than the manifest has "
-            f"({digest.hexdigest()}, not {progress.sha256}): {self._before['name']} gives it damaged; "
+            f"({digest.hexdigest()}, not {progress.sha256}): {self._giver()['name']} gives it damaged; "
             "verify that node in full"
         )
 
@@ -358,10 +362,9 @@ class Peer:
         if self._broken:
             raise Broken(self._broken)
         if time.monotonic() - self._active_at > self._idle_s:
-            assert self._before is not None
             raise Broken(
-                f"{self._before['name']} has given {self.name} nothing for {self._idle_s:.0f} s; see what holds it up, "
-                "then run again: the copy is continued"
+                f"{self._giver()['name']} has given {self.name} nothing for {self._idle_s:.0f} s; "
+                "see what holds it up, then run again: the copy is continued"
             )
         time.sleep(_RETRY_S)
         return None, offset

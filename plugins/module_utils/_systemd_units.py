@@ -352,7 +352,7 @@ def plan_prune(
     because: dict[str, str] = {}
     for index, name in enumerate(listed):
         if is_template(name):
-            stem, _, kind = name.partition("@.")
+            stem, _at, kind = name.partition("@.")
             steps[name] = Step(
                 name, f"{name} is a template; name its instances ({stem}@NAME.{kind}) instead; left alone."
             )

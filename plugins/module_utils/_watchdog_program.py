@@ -206,19 +206,17 @@ class RayFree:
                 self.cluster = None
                 time.sleep(0.3)
                 continue
-            self.child = subprocess.Popen(
+            with subprocess.Popen(
                 [self.python, "-c", _RAY_FREE, self.address],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, **proxies},
-            )
-            assert self.child.stdout is not None
-            for line in self.child.stdout:
-                try:
-                    self.cluster = Cluster(json.loads(line))
-                except ValueError:
-                    continue
-            self.child.wait()
+            ) as self.child:
+                for line in self.child.stdout or ():
+                    try:
+                        self.cluster = Cluster(json.loads(line))
+                    except ValueError:
+                        continue
             self.cluster = None
             time.sleep(0.3)
 
@@ -609,4 +607,4 @@ def main(arguments: t.Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

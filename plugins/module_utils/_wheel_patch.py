@@ -141,7 +141,7 @@ def series_digest(patches: Sequence[Patch]) -> str:
 
 def local_version(version: str, prefix: str, patches: Sequence[Patch]) -> str:
     """``version`` with a local part that says what was added: its own, then ``prefix``, then the series."""
-    public, _, own = version.partition("+")
+    public, _plus, own = version.partition("+")
     parts = [part for part in (own, prefix) if part]
     if patches:
         parts.append(f"sparkrig.{series_digest(patches)}")

@@ -122,7 +122,7 @@ def write_archive(path: str) -> None:
             name = core.__name__.rpartition(".")[2]
             loader: t.Any = core.__loader__
             archive.writestr(f"{folder}{name}.py", loader.get_source(core.__name__))
-        start = f"import sys\nfrom {_spread_peer.__name__} import main\nsys.exit(main(*sys.argv[1:3]))\n"
+        start = f"import sys\nfrom {_spread_peer.__name__} import main\nraise SystemExit(main(*sys.argv[1:3]))\n"
         archive.writestr("__main__.py", start)
 
 
