@@ -19,7 +19,8 @@ help: ## Show what can be made
 
 # --- What both commands need ------------------------------------------------------------------------------
 
-$(VENV)/.complete: requirements.txt
+# Its name holds a digest of the requirements, so a clone that is newer than it makes nothing anew.
+$(VENV)/.complete:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lab: python3 is $$(python3 --version); 3.11 or newer is needed. Put a newer python3 first in PATH."; exit 1; }
 	@echo "lab: making the tools' virtual environment"
