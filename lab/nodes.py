@@ -218,6 +218,21 @@ def ensure_login(node: Node, key: Path) -> str:
     return f"{node.management_ip} {kind} {value}\n"
 
 
+def wait_for_boot(node: Node) -> None:
+    """Wait until systemd has nothing left to start; sshd answers long before that."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        command = ["podman", "exec", node.container, "systemctl", "is-system-running"]
+        state = run(command, check=False).stdout.decode().strip()
+        if state in {"running", "degraded"}:
+            return
+        if time.monotonic() > deadline:
+            jobs = run(["podman", "exec", node.container, "systemctl", "list-jobs", "--no-legend"], check=False)
+            waiting = " ".join(jobs.stdout.decode().split()) or "nothing that it names"
+            raise LabError(f"{node.name} is still '{state}' after {READY_TIMEOUT_S:.0f} s; it waits for {waiting}.")
+        time.sleep(0.3)
+
+
 def up() -> None:
     """Make the lab complete: image, bridges, containers, links and logins."""
     for program in ("podman", "ip", "nsenter", "ssh-keygen"):
@@ -234,6 +249,8 @@ def up() -> None:
     (state_dir() / "cp").mkdir(mode=0o700, exist_ok=True)
     known_hosts = "".join(ensure_login(node, key) for node in nodes)
     (state_dir() / "known_hosts").write_text(known_hosts, encoding="utf-8")
+    for node in nodes:
+        wait_for_boot(node)
     say(f"{len(nodes)} nodes are up: " + ", ".join(f"{node.name} {node.management_ip}" for node in nodes))
 
 
