@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.common import LabError, as_root, main_guard, say, state_dir
-from lab.nodes import Node, read_nodes
+from lab.nodes import Node, read_nodes, wait_for_boot
 
 # Area ("files", "units", ...) to name to what it is.
 Snapshot = dict[str, dict[str, str]]
@@ -233,6 +233,8 @@ def keep() -> None:
     """Keep what the nodes are, if nothing is kept yet and nobody has changed them."""
     if all(path_of(node.name).is_file() for node in read_nodes()):
         return
+    for node in read_nodes():
+        wait_for_boot(node)
     snapshots = take_all()
     touched = [name for name, seen in snapshots.items() if "/var/lib/sparkrig" in seen["files"]]
     if touched:
