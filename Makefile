@@ -69,9 +69,12 @@ clean: down ## Remove the lab and its cache
 # --- The tests ----------------------------------------------------------------------------------------------
 
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
-SERVING := interrupted default refusals changed_plan ray_cluster dead_node faults executor_mp reset
+SERVING := interrupted default refusals changed_plan dead_node reset
+# The same, but long: every fault, and vLLM's own executor instead of Ray.
+SERVING_LONG := default faults executor_mp
 # On bare nodes, each of which it leaves bare.
-BARE := node fabric checkpoint runtime
+BARE := fabric
+BARE_LONG := node checkpoint runtime
 
 .PHONY: test
 test: system venv ## The whole test suite, from lint to the molecule scenarios
@@ -143,6 +146,11 @@ bare: system venv build ## Every molecule scenario on bare nodes, on a lab besid
 	@lab/beside.sh bare env MOLECULE_EPHEMERAL_DIRECTORY=$(SPARKRIG_CACHE)/molecule-bare \
 	  sh -c 'molecule reset --scenario-name default >/dev/null && exec molecule test "$$@"' \
 	  molecule $(addprefix --scenario-name ,$(BARE))
+
+.PHONY: long
+long: ## The scenarios that are too long for `make test`
+	@$(MAKE) --no-print-directory bare BARE="$(BARE_LONG)"
+	@$(MAKE) --no-print-directory serving SERVING="$(SERVING_LONG)"
 
 .PHONY: faults
 faults: demo ## Every fault on a lab that serves, and a table of how each one ended

@@ -92,10 +92,11 @@ def test_a_profile_that_switches_rdma_off(value: str) -> None:
 
 def test_a_runtime_that_cannot_be_built() -> None:
     outcome = site({"serving_overrides": {"runtime": {"lock": "glm9"}}})
-    assert_refused(outcome, "role runtime has no locks/glm9.py")
+    assert_refused(outcome, "Role runtime has neither files/locks/glm9.py")
 
 
-PREFLIGHT_S = 10.0
+# Four nodes on a machine with two cores, nearly all of it the controller's own work.
+PREFLIGHT_S = 30.0
 
 
 def findings(path: Path) -> dict[str, t.Any]:
