@@ -87,7 +87,6 @@ test: system venv ## The whole test suite, from lint to the molecule scenarios
 .PHONY: proofs
 proofs: venv ## What needs no lab but takes long: the oracle and Ansible's own gates
 	@$(MAKE) --no-print-directory oracle
-	@$(MAKE) --no-print-directory wheels
 	@$(MAKE) --no-print-directory gates
 
 .PHONY: static
@@ -148,7 +147,8 @@ bare: system venv build ## Every molecule scenario on bare nodes, on a lab besid
 	  molecule $(addprefix --scenario-name ,$(BARE))
 
 .PHONY: long
-long: ## The scenarios that are too long for `make test`
+long: ## What is too long for `make test`: builds from source, and the long scenarios
+	@$(MAKE) --no-print-directory wheels
 	@$(MAKE) --no-print-directory bare BARE="$(BARE_LONG)"
 	@$(MAKE) --no-print-directory serving SERVING="$(SERVING_LONG)"
 
