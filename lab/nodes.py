@@ -34,6 +34,7 @@ MANAGEMENT_BRIDGE = "sparkrig0"
 MANAGEMENT_PREFIX = 24
 RAIL_MTU = 9000
 READY_TIMEOUT_S = 60.0
+BOOT_TIMEOUT_S = 240.0
 NODE_OPEN_FILES = 65536
 NODE_PROCESSES = 32768
 
@@ -220,7 +221,7 @@ def ensure_login(node: Node, key: Path) -> str:
 
 def wait_for_boot(node: Node) -> None:
     """Wait until systemd has nothing left to start; sshd answers half a minute before that, snapd seeds so long."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
+    deadline = time.monotonic() + BOOT_TIMEOUT_S
     while True:
         command = ["podman", "exec", node.container, "systemctl", "is-system-running"]
         state = run(command, check=False).stdout.decode().strip()
@@ -229,7 +230,7 @@ def wait_for_boot(node: Node) -> None:
         if time.monotonic() > deadline:
             jobs = run(["podman", "exec", node.container, "systemctl", "list-jobs", "--no-legend"], check=False)
             waiting = " ".join(jobs.stdout.decode().split()) or "nothing that it names"
-            raise LabError(f"{node.name} is still '{state}' after {READY_TIMEOUT_S:.0f} s; it waits for {waiting}.")
+            raise LabError(f"{node.name} is still '{state}' after {BOOT_TIMEOUT_S:.0f} s; it waits for {waiting}.")
         time.sleep(0.3)
 
 
