@@ -77,7 +77,7 @@ BARE := fabric
 BARE_LONG := node checkpoint runtime
 
 .PHONY: test
-test: system venv ## The whole test suite, from lint to the molecule scenarios
+test: system venv ## The tests, from lint to the molecule scenarios
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target static build
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target proofs bare
 	@# Last and alone, because these measure seconds.

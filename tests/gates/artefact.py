@@ -20,7 +20,8 @@ from lab.common import LabError, cache_dir, main_guard, say
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
-SANITY_PYTHON = "3.11"
+# The Python that runs this: another version need not be on the machine.
+SANITY_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # ansible-test wants a script that puts pip into an empty environment, and fetches it from a host of its own.
 # The same from the package index: pip's wheel can install itself.
