@@ -21,7 +21,7 @@ from typing import BinaryIO, cast
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import pack
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import TreeError, load_manifest
 
-__all__ = ["check_token", "receive", "serve"]
+__all__ = ["check_token", "decline", "receive", "serve"]
 
 _TOKEN = re.compile(r"[0-9A-Za-z]{16,64}")
 _BUFFER_BYTES = 1 << 20
@@ -31,6 +31,9 @@ _GREETING_S = 60.0
 _STALL_S = 180.0
 # A sender to whom nobody comes any more ends, so that its port is free for the next run.
 _IDLE_S = 120.0
+# What a receiver says after the token: that it wants the tree, or that it has it already.
+_WANTS = b"+"
+_HAS_IT = b"-"
 
 
 def check_token(token: str) -> str:
@@ -41,20 +44,23 @@ def check_token(token: str) -> str:
 
 
 def _send(connection: socket.socket, tree: Path, token: str) -> bool:
-    """Send the tree to a peer that knows the token; whether all of it was taken."""
+    """Send the tree to a peer that knows the token and lacks it; whether the peer has all of it now."""
     manifest = load_manifest(tree)
     if manifest is None:
         raise TreeError(f"{tree} has no manifest that can be read")
     with connection:
         connection.settimeout(_GREETING_S)
         asked = b""
-        while len(asked) < len(token):
-            piece = connection.recv(len(token) - len(asked))
+        length = len(token) + len(_WANTS)
+        while len(asked) < length:
+            piece = connection.recv(length - len(asked))
             if not piece:
                 return False
             asked += piece
-        if not hmac.compare_digest(asked, token.encode()):
+        if not hmac.compare_digest(asked[: len(token)], token.encode()):
             return False
+        if asked[len(token) :] == _HAS_IT:
+            return True
         connection.settimeout(_STALL_S)
         with connection.makefile("wb", buffering=_BUFFER_BYTES) as out:
             pack(tree, manifest, cast(BinaryIO, out))
@@ -63,7 +69,7 @@ def _send(connection: socket.socket, tree: Path, token: str) -> bool:
 
 
 def serve(tree: Path, address: str, port: int, token: str, receivers: int, timeout_s: float) -> int:
-    """Send ``tree`` to as many ``receivers`` at once, for at most ``timeout_s``; how many took all of it."""
+    """Send ``tree`` to as many ``receivers`` at once, for at most ``timeout_s``; how many have all of it then."""
     if load_manifest(tree) is None:
         raise TreeError(f"{tree} has no manifest that can be read: there is nothing to send")
     done: list[bool] = []
@@ -96,13 +102,11 @@ def serve(tree: Path, address: str, port: int, token: str, receivers: int, timeo
     return done.count(True)
 
 
-def receive(address: str, port: int, token: str, wait_s: float) -> BinaryIO:
-    """The archive as it comes from the node that serves it; TreeError when there is none within ``wait_s``."""
+def _connect(address: str, port: int, wait_s: float) -> socket.socket:
     ends = time.monotonic() + wait_s
     while True:
         try:
-            connection = socket.create_connection((address, port), timeout=_CONNECT_S)
-            break
+            return socket.create_connection((address, port), timeout=_CONNECT_S)
         except OSError as exc:
             if time.monotonic() > ends:
                 raise TreeError(
@@ -110,8 +114,19 @@ def receive(address: str, port: int, token: str, wait_s: float) -> BinaryIO:
                     " Set runtime_spread=controller to do without it"
                 ) from exc
             time.sleep(0.3)
+
+
+def receive(address: str, port: int, token: str, wait_s: float) -> BinaryIO:
+    """The archive as it comes from the node that serves it; TreeError when there is none within ``wait_s``."""
+    connection = _connect(address, port, wait_s)
     connection.settimeout(_STALL_S)
-    connection.sendall(token.encode())
+    connection.sendall(token.encode() + _WANTS)
     stream = connection.makefile("rb", buffering=_BUFFER_BYTES)
     connection.close()
     return cast(BinaryIO, stream)
+
+
+def decline(address: str, port: int, token: str, wait_s: float) -> None:
+    """Tell the node that serves the tree not to wait for this one, which has it; nothing when it cannot be told."""
+    with suppress(OSError, TreeError), _connect(address, port, wait_s) as connection:
+        connection.sendall(token.encode() + _HAS_IT)

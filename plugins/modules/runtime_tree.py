@@ -194,7 +194,7 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -218,11 +218,12 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes im
     store_record,
     switch,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import check_token, receive
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import check_token, decline, receive
 
 _ENVIRONMENT_MODE = 0o644
 # How long a node waits for the one that hands the tree on to listen.
 _RELAY_WAIT_S = 90.0
+_DECLINE_WAIT_S = 15.0
 
 
 def _python_version(python: str) -> str | None:
@@ -258,6 +259,8 @@ class Node:
         self.params = module.params
         self.layout = Layout(Path(self.params["root"]), Path(self.params["record"]))
         self.changed = False
+        # Whether the tree was asked for at the node that hands it on.
+        self.asked = False
         self.actions: list[str] = []
         self.before: dict[str, str] = {}
         self.after: dict[str, str] = {}
@@ -310,19 +313,23 @@ class Node:
             origin = f" from {relay['address']}" if relay is not None else ""
             if self.did(f"unpacked the runtime {digest}{origin}", f"unpack the runtime {digest}{origin}"):
                 if relay is not None:
-                    token = check_token(relay["token"])
-                    install(
-                        self.layout,
-                        lambda: receive(relay["address"], relay["port"], token, _RELAY_WAIT_S),
-                        digest,
-                        expected,
-                        self.params["verify_full"],
-                    )
+                    install(self.layout, self.relayed, digest, expected, self.params["verify_full"])
                 else:
                     self.unpack(Path(archive), digest, expected)
+        if self.params["relay"] is not None and not self.asked and not self.module.check_mode:
+            # A run that was killed on the controller goes on here, and has brought the tree in the meantime.
+            decline(*self.relay(), _DECLINE_WAIT_S)
         self.write_environment(text)
         self.make_current(digest)
         return self.result(missing=False)
+
+    def relay(self) -> tuple[str, int, str]:
+        relay = self.params["relay"]
+        return relay["address"], relay["port"], check_token(relay["token"])
+
+    def relayed(self) -> BinaryIO:
+        self.asked = True
+        return receive(*self.relay(), _RELAY_WAIT_S)
 
     def refuse_unfit(self, target: Target) -> None:
         problem = check_node(_node_facts(target.python), target)

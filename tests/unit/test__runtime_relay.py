@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 import typing as t
 from pathlib import Path
 
@@ -160,7 +161,39 @@ def test_the_modules_of_both_sides(run: Run, made: Made, sender: Layout, tmp_pat
     assert (result["changed"], result["missing"]) == (True, False)
     assert result["runtime"]["tree_sha256"] == made.tree_sha256
     assert relay.end() == 1
-    assert run(runtime_tree, **options)["changed"] is False
+
+
+def test_a_node_that_has_the_tree_by_now_is_not_waited_for(
+    run: Run, made: Made, sender: Layout, tmp_path: Path
+) -> None:
+    receiver = Layout(tmp_path / "opt", tmp_path / "record.json")
+    install(receiver, made.path, made.digest, made.tree_sha256)
+    relay = Served(sender.tree(made.digest), 1)
+    began = time.monotonic()
+    options = {
+        **made.options(),
+        "relay": {"address": "127.0.0.1", "port": relay.port, "token": TOKEN},
+        "root": str(receiver.root),
+        "record": str(receiver.record),
+    }
+    assert run(runtime_tree, **options)["missing"] is False
+    assert relay.end() == 1
+    assert time.monotonic() - began < 10
+
+
+def test_a_sender_that_has_gone_does_not_matter_to_who_has_the_tree(
+    run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_tree, "_DECLINE_WAIT_S", 0.0)
+    receiver = Layout(tmp_path / "opt", tmp_path / "record.json")
+    install(receiver, made.path, made.digest, made.tree_sha256)
+    options = {
+        **made.options(),
+        "relay": {"address": "127.0.0.1", "port": free_port(), "token": TOKEN},
+        "root": str(receiver.root),
+        "record": str(receiver.record),
+    }
+    assert run(runtime_tree, **options)["missing"] is False
 
 
 def test_the_relay_says_who_did_not_come(run: Run, made: Made, sender: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
