@@ -155,12 +155,6 @@ def test_what_a_profile_expects_is_what_the_fitter_computes(name: str) -> None:
     assert expected["source"] and expected["markers"]
 
 
-def test_upstream_is_described_once() -> None:
-    """The plain profile's runtime is the one that the role ships for upstream vLLM."""
-    shipped = VARS.parents[1] / "runtime/files/runtimes/vllm-0.32.yml"
-    assert content("qwen3_32b")["runtime"] == yaml.safe_load(shipped.read_text(encoding="utf-8"))
-
-
 def test_overrides_are_merged_key_by_key() -> None:
     profile = load_profile("lab_cpu", content("lab_cpu"), {"model": {"path": "/other"}, "max_num_seqs": 1})
     assert profile["model"] == {"base": "/srv/models/lab-base", "overlay": "/srv/models/lab-mtp", "path": "/other"}

@@ -28,13 +28,12 @@ PROFILES = ROLE.parent / "profile" / "vars"
 
 
 def read(path: Path) -> t.Any:
-    content = yaml.safe_load(path.read_text())
-    return content["profile_content"]["runtime"] if path.parent == PROFILES else content
+    return yaml.safe_load(path.read_text())["profile_content"]["runtime"]
 
 
 SHIPPED = {
     "the fork": read(PROFILES / "glm52_128k_dcp4_mtp1.yml"),
-    "upstream": read(FILES / "runtimes" / "vllm-0.32.yml"),
+    "upstream": read(PROFILES / "qwen3_32b.yml"),
     "the lab": read(PROFILES / "lab_cpu.yml"),
 }
 
