@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 
 # Reasons that hold no clock back against the owner's will.
 _HARMLESS = ("gpu_idle", "applications_clocks_setting", "display_clocks_setting", "sync_boost")
+# A healthy GB10 runs at 2300 to 2500 MHz under load, a stuck one at about 660.
+MINIMUM_CLOCK_MHZ = 1500
 _NO_DEVICE = "No devices were found"
 _BLOCKED = "GPU access blocked by the operating system"
 _MISMATCH = "Driver/library version mismatch"
@@ -335,3 +337,12 @@ def to_dict(gpu: Gpu) -> dict[str, t.Any]:
         found[name] = list(found[name])
     found["unified_memory"] = gpu.memory_total_bytes is None
     return found
+
+
+def cell(gpus: t.Sequence[Gpu]) -> str:
+    """The first GPU's load, temperature, power and clock in a few words; what it cannot tell is left out."""
+    for gpu in gpus:
+        values = (gpu.utilization_percent, gpu.temperature_c, gpu.power_watts, gpu.sm_clock_mhz)
+        units = ("%", " C", " W", " MHz")
+        return " ".join(f"{value:g}{unit}" for value, unit in zip(values, units) if value is not None)
+    return ""

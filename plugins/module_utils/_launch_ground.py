@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What has to be gone from a node before a model is launched on it.
 
-Private to the collection. Reads /proc, /dev/shm and the GPU driver's list of processes.
+Private to the collection. Reads /proc and /dev/shm; who uses the GPU tells ``_gpu_probe.py``.
 """
 
 from __future__ import annotations
@@ -108,31 +108,6 @@ def end_processes(find: Callable[[], list[str]], patience_s: float = 10.0) -> li
             " What to do: see what they wait for (`cat /proc/PID/stack`); a process in state D may need a reboot"
         )
     return first
-
-
-def parse_compute_apps(text: str) -> list[tuple[int, str]]:
-    """(process, name) for each line of nvidia-smi's list of compute processes; other lines say that there are none.
-
-    nvidia-smi may say "No devices were found" with any exit code, so only lines that begin with a number count.
-    """
-    return [
-        (int(match.group(1)), match.group(2).strip())
-        for match in re.finditer(r"^\s*(\d+)\s*,\s*([^,\n]*)", text, re.MULTILINE)
-    ]
-
-
-def gpu_strangers(module: t.Any, but: Sequence[str]) -> list[str]:
-    """Processes on the GPU that run in no unit of *but*, in words. Nothing where there is no nvidia-smi."""
-    program = module.get_bin_path("nvidia-smi")
-    if not program:
-        return []
-    query = [program, "--query-compute-apps=pid,process_name", "--format=csv,noheader"]
-    _code, out, _err = module.run_command(query)
-    return [
-        f"process {pid} ({name}) uses the GPU"
-        for pid, name in parse_compute_apps(out)
-        if not belongs_to(read_text(f"/proc/{pid}/cgroup") or "", but)
-    ]
 
 
 def mapped_shared_memory(maps: Iterable[str]) -> set[str]:

@@ -13,8 +13,10 @@ import re
 import typing as t
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu import MINIMUM_CLOCK_MHZ
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_lock import Holder, may_take
 from ansible_collections.sparkrig.serving.plugins.module_utils._node import PYTHON_MINIMUM, gib
+from ansible_collections.sparkrig.serving.plugins.module_utils._preflight_facts import SAME_PACKAGES
 
 SEVERITIES = ("error", "warning", "info")
 
@@ -58,9 +60,6 @@ KERNELS = (
     Rule(r"6\.17\.0-10\d\d-nvidia", True),
 )
 DGX_RELEASES = (Rule(r"7\.[2-5](\.|$)", True),)
-# Packages of which all nodes need the same version, with what they are called.
-SAME_PACKAGES = {"nvidia-container-toolkit": "NVIDIA container toolkit"}
-
 SKEW_WARNING_S = 2.0
 SKEW_ERROR_S = 60.0
 # Services are still starting that long after the boot.
@@ -71,7 +70,6 @@ EARLYOOM_TERM_PERCENT = 2.0
 EARLYOOM_KILL_PERCENT = 1.0
 PAGE_CACHE_BYTES = 2**30
 SWAP_NEEDED_BYTES = 8 * 2**30
-MINIMUM_CLOCK_MHZ = 1500
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 import typing as t
 
+# Packages of which all nodes need the same version, with what they are called.
+SAME_PACKAGES = {"nvidia-container-toolkit": "NVIDIA container toolkit"}
 # earlyoom's own defaults, in percent of the memory that is available: SIGTERM, and SIGKILL at half of it.
 _EARLYOOM_TERM = 10.0
 _CONTAINER = re.compile(

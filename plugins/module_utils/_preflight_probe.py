@@ -12,7 +12,6 @@ import ctypes
 import json
 import os
 import socket
-import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -26,13 +25,9 @@ from ansible_collections.sparkrig.serving.plugins.module_utils import (
 from ansible_collections.sparkrig.serving.plugins.module_utils import (
     _preflight_facts as facts,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_load import Load, LoadError
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import Run, Smi
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_lock import LOCK
 from ansible_collections.sparkrig.serving.plugins.module_utils._node import held_bytes
-from ansible_collections.sparkrig.serving.plugins.module_utils._preflight import MINIMUM_CLOCK_MHZ, SAME_PACKAGES
-
-# A command as a list of words, and its exit code, output and error output.
-Run = t.Callable[[t.Sequence[str]], "tuple[int, str, str]"]
 
 ROOT = "/"
 RIG = "/opt/sparkrig"
@@ -41,7 +36,6 @@ RIG_UNITS = "sparkrig-"
 PEER_TIMEOUT_S = 2.0
 # What the kernel answers when nobody keeps the clock (TIME_ERROR of adjtimex).
 _TIME_ERROR = 5
-_SETTLE_S = 0.5
 
 
 def path(name: str) -> str:
@@ -90,62 +84,21 @@ def next_kernel(running: str) -> dict[str, t.Any] | None:
     return {"release": newest, "has_driver": "/nvidia.ko" in modules}
 
 
-def pci_gpus() -> int:
-    """How many GPUs of NVIDIA's the PCI bus has, whatever the driver says."""
-    folders = [f"sys/bus/pci/devices/{name}" for name in names_in("sys/bus/pci/devices")]
-    return sum(
-        read_text(f"{folder}/vendor").strip() == "0x10de" and read_text(f"{folder}/class").startswith("0x03")
-        for folder in folders
-    )
-
-
-def unit_of(pid: int) -> str | None:
-    """The unit of a process; None when there is no such process."""
-    text = _memory_probe.read_text(path(f"proc/{pid}/cgroup"))
-    return None if text is None else _memory.unit_of(text)
-
-
-def load(ask: t.Callable[[], _gpu.Answer], index: int, seconds: float) -> dict[str, t.Any]:
-    """What the clocks of one GPU do under load, or why there was none."""
-    samples = []
-    try:
-        with Load(index, seconds) as work:
-            time.sleep(min(_SETTLE_S, seconds / 4))
-            while work.running():
-                gpus = ask().gpus
-                if index < len(gpus):
-                    samples.append(_gpu.sample(gpus[index]))
-        seen = _gpu.summarize([one for one in samples if one is not None], seconds)
-    except (LoadError, ValueError) as error:
-        return {"load": None, "load_skipped": str(error), "stuck": ""}
-    return {"load": seen, "load_skipped": "", "stuck": _gpu.stuck(seen, MINIMUM_CLOCK_MHZ)}
-
-
 def gpu(run: Run, program: str | None, units: t.Sequence[str], seconds: float) -> dict[str, t.Any]:
     """The GPUs of this node, their clocks under load, and who else uses them."""
-
-    def ask() -> _gpu.Answer:
-        if not program:
-            return _gpu.missing_tool(pci_gpus())
-        return _gpu.answer(*run([program, "-q", "-x"]), pci_gpus())
-
-    seen = ask()
+    smi = Smi(run, program, ROOT)
+    seen = smi.query()
     gpus = []
     for one in seen.gpus:
-        busy = [process for process in one.processes if "C" in process.kind]
-        more: dict[str, t.Any] = {"load": None, "load_skipped": "", "stuck": ""}
-        if seconds and busy:
-            more["load_skipped"] = f"{busy[0].name} (pid {busy[0].pid}) computes there"
-        elif seconds:
-            more = load(ask, one.index, seconds)
-        gpus.append({**_gpu.to_dict(one), **more})
+        clocks = smi.clocks(one, seconds, _gpu.MINIMUM_CLOCK_MHZ)
+        gpus.append({**_gpu.to_dict(one), "load": clocks.load, "load_skipped": clocks.skipped, "stuck": clocks.stuck})
     return {
         "status": seen.status,
         "sentence": seen.sentence,
         "driver_version": seen.driver_version,
         "cuda_version": seen.cuda_version,
         "gpus": gpus,
-        "leftovers": [asdict(left) for left in _gpu.leftovers(seen.gpus, units, unit_of)],
+        "leftovers": [asdict(left) for left in smi.leftovers(seen, units)],
     }
 
 
@@ -241,7 +194,7 @@ def look(
         "clock_synchronized": clock_synchronized(),
         "reboot": reboot(),
         "next_kernel": next_kernel(kernel),
-        "packages": facts.package_versions(read_text("var/lib/dpkg/status"), SAME_PACKAGES),
+        "packages": facts.package_versions(read_text("var/lib/dpkg/status"), facts.SAME_PACKAGES),
         "gpu": gpu(run, find("nvidia-smi"), rig_units, gpu_load_s),
         "memory": memory,
         "prunable_units": would,

@@ -44,14 +44,6 @@ def tokens_per_second(before: Sequence[Sample], after: Sequence[Sample], seconds
     return max(0.0, last - first) / seconds
 
 
-def gpu_cell(text: str) -> str:
-    """nvidia-smi's line "utilisation, temperature, power, clock" as one cell; what it cannot tell is left out."""
-    values = [value.strip() for value in text.strip().split(",")]
-    units = ("%", " C", " W", " MHz")
-    known = [f"{value}{unit}" for value, unit in zip(values, units) if re.fullmatch(r"[0-9.]+", value)]
-    return " ".join(known) or ABSENT
-
-
 def _unit_cell(unit: Mapping[str, t.Any] | None) -> str:
     if unit is None or unit["load_state"] == "not-found":
         return ABSENT

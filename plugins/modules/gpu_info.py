@@ -164,76 +164,14 @@ problems:
   sample: []
 """
 
-import os
-import time
-import typing as t
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _gpu
-from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_load import Load, LoadError
-from ansible_collections.sparkrig.serving.plugins.module_utils._memory import unit_of
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import smi_of
 
-PCI_DEVICES = "/sys/bus/pci/devices"
-PROC = "/proc"
-# Clocks need a moment to rise.
-SETTLE_S = 0.5
 LONGEST_LOAD_S = 30
-
-
-def read_text(path: str) -> str | None:
-    """The text of *path*, or None when it is not there (any more)."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        return None
-
-
-def pci_gpus() -> int:
-    """How many GPUs of NVIDIA's the PCI bus has, whatever the driver says."""
-    if not os.path.isdir(PCI_DEVICES):
-        return 0
-    folders = [os.path.join(PCI_DEVICES, name) for name in os.listdir(PCI_DEVICES)]
-    return sum(
-        (read_text(f"{folder}/vendor") or "").strip() == "0x10de"
-        and (read_text(f"{folder}/class") or "").startswith("0x03")
-        for folder in folders
-    )
-
-
-def owner(pid: int) -> str | None:
-    """The unit of a process; None when there is no such process."""
-    text = read_text(f"{PROC}/{pid}/cgroup")
-    return None if text is None else unit_of(text)
-
-
-class Smi:
-    """nvidia-smi on this node."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.path: str | None = module.get_bin_path("nvidia-smi")
-        self.pci_gpus = pci_gpus()
-        module.run_command_environ_update = {"LANGUAGE": "C", "LC_ALL": "C"}
-
-    def query(self) -> _gpu.Answer:
-        if self.path is None:
-            return _gpu.missing_tool(self.pci_gpus)
-        rc, out, err = self.module.run_command([self.path, "-q", "-x"])
-        return _gpu.answer(rc, out, err, self.pci_gpus)
-
-    def under_load(self, index: int, seconds: float) -> dict[str, t.Any]:
-        """The clocks of one GPU under a load. LoadError and ValueError say why there are none."""
-        samples = []
-        with Load(index, seconds) as load:
-            time.sleep(min(SETTLE_S, seconds / 4))
-            while load.running():
-                gpus = self.query().gpus
-                if index < len(gpus):
-                    samples.append(_gpu.sample(gpus[index]))
-        return _gpu.summarize([one for one in samples if one is not None], seconds)
 
 
 def main() -> None:
@@ -241,7 +179,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "load_s": {"type": "float", "default": 0},
-            "minimum_clock_mhz": {"type": "int", "default": 1500},
+            "minimum_clock_mhz": {"type": "int", "default": _gpu.MINIMUM_CLOCK_MHZ},
             "rig_units": {
                 "type": "list",
                 "elements": "str",
@@ -253,27 +191,17 @@ def main() -> None:
     load_s = module.params["load_s"]
     if not 0 <= load_s <= LONGEST_LOAD_S:
         module.fail_json(msg=f"load_s is {load_s:g}; it is a number of seconds from 0 to {LONGEST_LOAD_S}.")
-    smi = Smi(module)
+    module.run_command_environ_update = {"LANGUAGE": "C", "LC_ALL": "C"}
+    smi = smi_of(module)
     seen = smi.query()
-    leftovers = _gpu.leftovers(seen.gpus, module.params["rig_units"], owner)
+    leftovers = smi.leftovers(seen, module.params["rig_units"])
     problems = [] if seen.status in ("ok", "no_gpu") else [seen.sentence]
     problems += [leftover.sentence for leftover in leftovers]
     gpus = []
     for gpu in seen.gpus:
-        load, skipped = None, ""
-        busy = [process for process in gpu.processes if "C" in process.kind]
-        if load_s and busy:
-            skipped = f"{busy[0].name} (pid {busy[0].pid}) computes on this GPU; a load would disturb it."
-        elif load_s:
-            try:
-                load = smi.under_load(gpu.index, load_s)
-            except (LoadError, ValueError) as error:
-                skipped = f"No load could be put on this GPU: {error}."
-                problems.append(skipped)
-        if load is not None:
-            stuck = _gpu.stuck(load, module.params["minimum_clock_mhz"])
-            problems += [stuck] if stuck else []
-        gpus.append({**_gpu.to_dict(gpu), "load": load, "load_skipped": skipped})
+        clocks = smi.clocks(gpu, load_s, module.params["minimum_clock_mhz"])
+        problems += [sentence for sentence in (clocks.failure, clocks.stuck) if sentence]
+        gpus.append({**_gpu.to_dict(gpu), "load": clocks.load, "load_skipped": clocks.skipped})
     module.exit_json(
         changed=False,
         status=seen.status,

@@ -269,9 +269,9 @@ from dataclasses import dataclass
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import smi_of
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
     end_processes,
-    gpu_strangers,
     memory_now,
     processes_under,
     stale_shared_memory,
@@ -578,7 +578,8 @@ class Service:
         except ValueError as error:
             self.module.fail_json(msg=f"{self.name} is not started: {error}", actions=self.actions)
         self.actions += [f"process {left}: ended, an earlier start had left it behind" for left in ended]
-        strangers = gpu_strangers(self.module, self.module.params["own_units"])
+        smi = smi_of(self.module)
+        strangers = smi.strangers(smi.query(), self.module.params["own_units"])
         if strangers:
             self.module.fail_json(
                 msg=f"{self.name} is not started: {'; '.join(strangers)}. The model needs the GPU's memory for itself."

@@ -122,8 +122,9 @@ import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu import cell
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import smi_of
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
-    gpu_strangers,
     memory_now,
     processes_under,
     read_text,
@@ -134,7 +135,6 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._node import pars
 from ansible_collections.sparkrig.serving.plugins.module_utils._rig_unit import SHOWN_PROPERTIES, parse_show
 from ansible_collections.sparkrig.serving.plugins.module_utils._status import (
     KV_USAGE,
-    gpu_cell,
     rank_of,
     tokens_per_second,
 )
@@ -173,16 +173,6 @@ def object_store(seen: list[str]) -> int | None:
     """What the raylet was told, from its command line."""
     sizes = (re.search(r"/raylet .*--object_store_memory=([0-9]+)", title) for title in seen)
     return next((int(size.group(1)) for size in sizes if size), None)
-
-
-def gpu(module: AnsibleModule) -> str:
-    """The GPU in words; empty where there is none."""
-    program = module.get_bin_path("nvidia-smi")
-    if not program:
-        return ""
-    query = "--query-gpu=utilization.gpu,temperature.gpu,power.draw,clocks.sm"
-    _code, out, _err = module.run_command([program, query, "--format=csv,noheader,nounits"])
-    return gpu_cell(out.splitlines()[0] if out.strip() else "")
 
 
 def engine(url: str, sample_s: float) -> dict[str, t.Any]:
@@ -229,6 +219,8 @@ def main() -> None:
     if settings.get("url") and first.load != "not-found":
         result = engine(settings["url"], module.params["sample_s"]) if first.active == "active" else {"health": ""}
     seen = titles(module)
+    smi = smi_of(module)
+    driver = smi.query()
     own = [*units, "sparkrig-watchdog.service", "sparkrig-lifeline.service"]
     waiting = (stored(f"{STATE}/waiting.json") or {}) if first.active == "activating" else {}
     watched = stored(f"{STATE}/watch.json") or {}
@@ -240,10 +232,10 @@ def main() -> None:
         memory_available_bytes=memory.available_bytes,
         memory_total_bytes=memory.total_bytes,
         swap_used_bytes=fields.get("SwapTotal", 0) - fields.get("SwapFree", 0),
-        gpu=gpu(module),
+        gpu=cell(driver.gpus),
         rank=rank_of(seen),
         object_store_bytes=object_store(seen),
-        unknown_processes=processes_under("/opt/sparkrig", own) + gpu_strangers(module, own),
+        unknown_processes=processes_under("/opt/sparkrig", own) + smi.strangers(driver, own),
         waiting=str(waiting.get("sentence", "")),
         watchdog=f"the watchdog's last completion failed: {problem}" if problem else "",
         last_failure=stored(f"{STATE}/last_failure.json") or {},

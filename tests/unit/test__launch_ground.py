@@ -14,35 +14,9 @@ import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
     end_processes,
-    gpu_strangers,
     mapped_shared_memory,
-    parse_compute_apps,
     stale_shared_memory,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("4711, python\n12, /usr/bin/train --x\n", [(4711, "python"), (12, "/usr/bin/train --x")]),
-        ("No devices were found\n", []),
-        ("No running processes found\n", []),
-        ("", []),
-    ],
-)
-def test_only_lines_with_a_process_count(text: str, found: list[tuple[int, str]]) -> None:
-    assert parse_compute_apps(text) == found
-
-
-def test_a_stranger_on_the_gpu_is_named() -> None:
-    class Module:
-        def get_bin_path(self, _name: str) -> str:
-            return "/usr/bin/nvidia-smi"
-
-        def run_command(self, _command: list[str]) -> tuple[int, str, str]:
-            return 0, "999999999, train.py\n", ""
-
-    assert gpu_strangers(Module(), ["x.service"]) == ["process 999999999 (train.py) uses the GPU"]
 
 
 def test_what_was_left_behind_is_ended() -> None:

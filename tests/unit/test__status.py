@@ -11,7 +11,6 @@ import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import parse_metrics
 from ansible_collections.sparkrig.serving.plugins.module_utils._status import (
-    gpu_cell,
     rank_of,
     row,
     status,
@@ -64,14 +63,11 @@ def test_a_node_that_does_not_answer_has_its_line_and_its_reason() -> None:
     assert lines[3:] == ["a, last failure, then: It died", "b does not answer: No route"]
 
 
-def test_speed_and_gpu() -> None:
+def test_speed() -> None:
     before = parse_metrics("vllm:generation_tokens_total 10\n")
     after = parse_metrics("vllm:generation_tokens_total 40\n")
     assert tokens_per_second(before, after, 2.0) == 15.0
     assert tokens_per_second([], after, 2.0) is None
-    # A GB10 does not tell everything.
-    assert gpu_cell("96, 61, [N/A], 2418") == "96% 61 C 2418 MHz"
-    assert gpu_cell("No devices were found") == "-"
 
 
 @pytest.mark.parametrize(

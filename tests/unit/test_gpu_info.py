@@ -12,11 +12,11 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.sparkrig.serving.plugins.module_utils import _gpu, _gpu_load
+from ansible_collections.sparkrig.serving.plugins.module_utils import _gpu, _gpu_load, _gpu_probe
 from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_load import Load, LoadError
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import Smi
 from ansible_collections.sparkrig.serving.plugins.modules import gpu_info
 
 RECORDED = Path(__file__).parents[1] / "fixtures/gpu"
@@ -34,9 +34,12 @@ class Fake:
         self.answers: list[tuple[int, str, str]] = [(0, IDLE, "")]
         self.commands: list[list[str]] = []
         self.installed = True
-        self.pci = folder / "pci"
+        self.pci = folder / "sys/bus/pci/devices"
         self.proc = folder / "proc"
-        self.pci.mkdir()
+        self.pci.mkdir(parents=True)
+
+    def smi(self) -> Smi:
+        return Smi(self.run_command, "/usr/bin/nvidia-smi" if self.installed else None, str(self.pci.parents[3]))
 
     def gpus(self, count: int) -> None:
         for index in range(count):
@@ -49,8 +52,8 @@ class Fake:
         (self.proc / str(pid)).mkdir(parents=True)
         (self.proc / str(pid) / "cgroup").write_text(cgroup)
 
-    def run_command(self, argv: list[str]) -> tuple[int, str, str]:
-        self.commands.append(argv)
+    def run_command(self, argv: t.Sequence[str]) -> tuple[int, str, str]:
+        self.commands.append(list(argv))
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
@@ -77,14 +80,9 @@ class FakeLoad:
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     fake = Fake(tmp_path)
-    monkeypatch.setattr(AnsibleModule, "run_command", lambda _module, argv, **_more: fake.run_command(argv))
-    monkeypatch.setattr(
-        AnsibleModule, "get_bin_path", lambda _module, name, **_more: f"/usr/bin/{name}" if fake.installed else None
-    )
-    monkeypatch.setattr(gpu_info, "PCI_DEVICES", str(fake.pci))
-    monkeypatch.setattr(gpu_info, "PROC", str(fake.proc))
-    monkeypatch.setattr(gpu_info, "SETTLE_S", 0)
-    monkeypatch.setattr(gpu_info, "Load", FakeLoad)
+    monkeypatch.setattr(gpu_info, "smi_of", lambda _module: fake.smi())
+    monkeypatch.setattr(_gpu_probe, "SETTLE_S", 0)
+    monkeypatch.setattr(_gpu_probe, "Load", FakeLoad)
     FakeLoad.started.clear()
     return fake
 
@@ -210,7 +208,7 @@ def test_no_load_beside_somebody_else(node: Fake, capsys: pytest.CaptureFixture[
 
 
 def test_a_load_that_cannot_be(node: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_info, "Load", _gpu_load.Load)
+    monkeypatch.setattr(_gpu_probe, "Load", _gpu_load.Load)
     monkeypatch.setattr(_gpu_load, "LIBRARY", "libnosuch.so.1")
     problem = run(capsys, load_s=1)["problems"][0]
     assert problem.startswith("No load could be put on this GPU: libnosuch.so.1 cannot be loaded (libnosuch.so.1: ")
@@ -334,6 +332,24 @@ def test_drivers_before_535_call_the_reasons_otherwise() -> None:
         "clocks_event_reasons>", "clocks_throttle_reasons>"
     )
     assert _gpu.answer(0, old, "", 1).gpus[0].event_reasons == ("gpu_idle",)
+
+
+def test_what_a_module_runs() -> None:
+    class Module:
+        def get_bin_path(self, name: str) -> str:
+            return f"/opt/bin/{name}"
+
+        def run_command(self, words: list[str]) -> tuple[int, str, str]:
+            return (0, BUSY, "") if words == ["/opt/bin/nvidia-smi", "-q", "-x"] else (1, "", "")
+
+    smi = _gpu_probe.smi_of(Module())
+    # The process of the recording is none of this machine's.
+    assert smi.strangers(smi.query(), ["x.service"]) == ["process 503 (python3) uses the GPU"]
+
+
+def test_a_gpu_in_a_few_words() -> None:
+    assert _gpu.cell(_gpu.answer(0, IDLE, "", 1).gpus) == "0% 34 C 71.81 W 345 MHz"
+    assert _gpu.cell(_gpu.answer(0, NO_DEVICES, "", 0).gpus) == ""
 
 
 def test_no_sample_is_no_clock() -> None:

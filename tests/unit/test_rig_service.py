@@ -15,6 +15,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _rig_unit
+from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import Smi
 from ansible_collections.sparkrig.serving.plugins.modules import rig_service
 
 UNIT = "[Unit]\nDescription=x\n[Service]\nExecStart=/bin/sleep 9\n[Install]\nWantedBy=multi-user.target\n"
@@ -288,12 +289,12 @@ def test_it_is_started_on_clean_ground(
     left = [["9 VLLM::Worker"], []]
     monkeypatch.setattr(rig_service.Service, "leftovers", lambda _self, _folder, _but: left.pop(0))
     monkeypatch.setattr(rig_service, "end_processes", lambda find: find())
-    monkeypatch.setattr(rig_service, "gpu_strangers", lambda _module, _but: [])
+    monkeypatch.setattr(Smi, "strangers", lambda _self, _seen, _but: [])
     monkeypatch.setattr(rig_service, "stale_shared_memory", list)
     first = call(capsys, content=UNIT, leftovers_under="/opt/x", memory_bytes=1, wait=False)
     assert "process 9 VLLM::Worker: ended, an earlier start had left it behind" in first["actions"]
     assert systemd.calls[-1] == ["start", "--no-block", "x.service"]
-    monkeypatch.setattr(rig_service, "gpu_strangers", lambda _module, _but: ["process 4 (train.py) uses the GPU"])
+    monkeypatch.setattr(Smi, "strangers", lambda _self, _seen, _but: ["process 4 (train.py) uses the GPU"])
     refused = call(capsys, content=UNIT, leftovers_under="/opt/x", force_restart=True)
     assert refused["msg"].startswith("x.service is not started: process 4 (train.py) uses the GPU. The model needs")
 
