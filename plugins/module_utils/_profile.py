@@ -141,12 +141,23 @@ _EXPECT = {
     "max_concurrency": Key("float", minimum=0),
     "max_model_len": Key("int", minimum=1),
     "num_blocks": Key("int", minimum=1),
+    "prefill_tokens_per_s": Key("list", items=Key("float", required=True, minimum=0)),
     "source": Key("str"),
     "tokens_per_s": Key("list", items=Key("float", required=True, minimum=0)),
 }
 
+# What `bench` measures: every length of a prompt with every number of requests at once.
+_BENCH = {
+    "concurrency": Key("list", required=True, items=Key("int", required=True, minimum=1)),
+    "output_tokens": Key("int", required=True, minimum=2),
+    "prompt_tokens": Key("list", required=True, items=Key("int", required=True, minimum=1)),
+    "requests": Key("int", required=True, minimum=1),
+    "warmup": Key("int", required=True, minimum=0),
+}
+
 # What every profile is asked for, and what the collection itself reads or bounds.
 _OWN_KEYS: Mapping[str, Key] = {
+    "bench": Key("dict", required=True, keys=_BENCH),
     "block_size": Key("int", minimum=1),
     "dcp_comm_backend": Key("str", choices=("a2a", "ag_rs")),
     "dcp_kv_cache_interleave_size": Key("int", minimum=1),
@@ -196,8 +207,11 @@ _OWN_KEYS: Mapping[str, Key] = {
         required=True,
         keys={
             "completion_s": Key("int", required=True, minimum=1),
+            "hang_s": Key("int", required=True, minimum=1),
+            "memory_s": Key("int", required=True, minimum=1),
             "ray_s": Key("int", required=True, minimum=1),
             "serve_s": Key("int", required=True, minimum=1),
+            "stall_s": Key("int", required=True, minimum=1),
         },
     ),
 }

@@ -260,3 +260,21 @@ def test_overrides_must_be_a_dict() -> None:
     overrides: t.Any = ["max_model_len"]
     with pytest.raises(ValueError, match=r"^serving_overrides is \['max_model_len'\]; it must be a dict"):
         load_profile("lab_cpu", content("lab_cpu"), overrides)
+
+
+def test_every_phase_has_its_limit_and_every_profile_its_measurement() -> None:
+    base = content("lab_cpu")
+    for name in ("memory_s", "ray_s", "serve_s", "stall_s", "completion_s", "hang_s"):
+        with pytest.raises(ValueError, match=rf"profile key 'timeouts.{name}' is 0; it must be at least 1"):
+            load_profile("lab_cpu", base, {"timeouts": {name: 0}})
+    with pytest.raises(ValueError, match=r"profile key 'bench.output_tokens' is 1; it must be at least 2"):
+        load_profile("lab_cpu", base, {"bench": {"output_tokens": 1}})
+    with pytest.raises(ValueError, match=r"profile key 'bench.concurrency\[1\]' is 0; it must be at least 1"):
+        load_profile("lab_cpu", base, {"bench": {"concurrency": [1, 0]}})
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_is_measured_fits_into_the_context(name: str) -> None:
+    profile = load_profile(name, content(name), {})
+    longest = max(profile["bench"]["prompt_tokens"]) + profile["bench"]["output_tokens"]
+    assert longest <= profile["expect"]["max_model_len"]
