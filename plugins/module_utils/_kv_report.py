@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._html import COLOURS, page, svg_text
+
 GIB = 2**30
-_COLOURS = ("#3b6ea5", "#c8553d", "#588157", "#7a4e9b", "#b8860b", "#2a9d8f", "#6c757d", "#d1495b")
 _PARTS = (
     ("weights_bytes", "weights", "#3b6ea5"),
     ("kv_bytes", "KV cache", "#588157"),
@@ -24,17 +25,6 @@ _PARTS = (
 )
 _SPARE, _SHORT = "#cfe8d5", "#a4161a"
 _HEADS = ("", "cache", "DCP", "drafts", "sequences", "context", "KV GiB a rank", "spare GiB")
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #1f2933; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.no { color: #a4161a; } .yes { color: #2d6a4f; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dee2e6; }
-th:nth-child(2), td:nth-child(2) { text-align: left; }
-tr.best td { font-weight: 600; background: #eef6f0; }
-svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #1f2933; }
-code { background: #f1f3f5; padding: .1rem .3rem; }
-"""
 
 
 def _gib(size_bytes: int | None) -> str:
@@ -66,14 +56,6 @@ def text_table(rows: Sequence[Mapping[str, Any]], limit: int) -> list[str]:
     return lines
 
 
-def _text(x: float, y: float, words: str, anchor: str = "", weight: str = "", fill: str = "") -> str:
-    style = f' text-anchor="{anchor}"' if anchor else ""
-    rules = [f"{name}: {value}" for name, value in (("font-weight", weight), ("fill", fill)) if value]
-    if rules:
-        style += ' style="{}"'.format("; ".join(rules))
-    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{escape(words)}</text>'
-
-
 def _bar(x: float, y: float, wide: float, colour: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="14" fill="{colour}"/>'
 
@@ -102,20 +84,20 @@ def _waterfall(ranks: Sequence[Mapping[str, Any]]) -> str:
         total = f"{_gib(rank['needed_bytes'])} GiB of {_gib(available)} GiB"
         if available is None:
             total = f"{_gib(rank['needed_bytes'])} GiB in all; the memory of the node was not given"
-        pieces.append(_text(0, top, f"rank {rank['rank']}{node}: {total}", weight="bold"))
+        pieces.append(svg_text(0, top, f"rank {rank['rank']}{node}: {total}", weight="bold"))
         steps = _steps(rank)
         for number, (label, colour, start, size) in enumerate(steps):
             y = top + 10 + number * 19
             x, wide = left + width * start / widest, width * size / widest
-            pieces.append(_text(left - 10, y + 11, label, "end"))
+            pieces.append(svg_text(left - 10, y + 11, label, "end"))
             pieces.append(_bar(x, y, max(wide, 0.5), colour))
             words = f"{_gib(size)} GiB"
             if wide > 100:
-                pieces.append(_text(x + wide - 6, y + 11, words, "end", fill="#fff"))
+                pieces.append(svg_text(x + wide - 6, y + 11, words, "end", fill="#fff"))
             elif x + wide < left + width - 100:
-                pieces.append(_text(x + wide + 6, y + 11, words))
+                pieces.append(svg_text(x + wide + 6, y + 11, words))
             else:
-                pieces.append(_text(x - 6, y + 11, words, "end"))
+                pieces.append(svg_text(x - 6, y + 11, words, "end"))
         if available is not None:
             end, low = left + width * available / widest, top + 10 + len(steps) * 19
             pieces.append(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="{top + 6:.1f}" y2="{low:.1f}" stroke="{_SHORT}"/>')
@@ -149,16 +131,19 @@ def _chart(curves: Mapping[int, Sequence[tuple[int, int]]]) -> str:
     def place(context: int, sequences: int) -> tuple[float, float]:
         return 70 + 780 * math.log(context / low_x) / span_x, 330 - 290 * math.log(sequences) / span_y
 
-    pieces = ['<path d="M70 30V330H850" fill="none" stroke="#868e96"/>', _text(460, 372, "context in tokens", "middle")]
-    pieces.append(_text(70, 20, "sequences side by side"))
+    pieces = [
+        '<path d="M70 30V330H850" fill="none" stroke="#868e96"/>',
+        svg_text(460, 372, "context in tokens", "middle"),
+    ]
+    pieces.append(svg_text(70, 20, "sequences side by side"))
     for context in sorted({point[0] for line in curves.values() for point in (line[0], line[-1])}):
         x, _y = place(context, 1)
-        pieces.append(_text(x, 350, format(context, ","), "middle"))
+        pieces.append(svg_text(x, 350, format(context, ","), "middle"))
     for sequences in sorted({point[1] for point in points}):
         _x, y = place(low_x, sequences)
-        pieces.append(_text(60, y + 4, str(sequences), "end"))
+        pieces.append(svg_text(60, y + 4, str(sequences), "end"))
     for number, (dcp, line) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in line)
         pieces.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for point in line:
@@ -168,7 +153,7 @@ def _chart(curves: Mapping[int, Sequence[tuple[int, int]]]) -> str:
                 f"{point[1]} sequences of {point[0]:,} tokens</title></circle>"
             )
         pieces.append(f'<rect x="870" y="{40 + number * 22}" width="12" height="12" fill="{colour}"/>')
-        pieces.append(_text(888, 51 + number * 22, f"DCP {dcp}"))
+        pieces.append(svg_text(888, 51 + number * 22, f"DCP {dcp}"))
     return '<svg viewBox="0 0 980 385" role="img" aria-label="context against sequences">{}</svg>'.format(
         "".join(pieces)
     )
@@ -213,7 +198,7 @@ def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limi
         parts += ["<h2>Context against concurrency, by DCP</h2>", _chart_words(best[0]), _chart(curves)]
     if not rows:
         parts.append("<h2>No combination fits</h2><p>{}</p>".format(escape(found["blocked"])))
-        return _page(title, parts)
+        return page(title, parts)
     parts.append("<h2>Best combinations</h2>")
     parts.append(
         f"<p>{len(rows)} of {found['considered']} combinations fit; no other has both more context and more "
@@ -221,9 +206,4 @@ def html_page(title: str, fit: Mapping[str, Any], found: Mapping[str, Any], limi
     )
     parts.append(_html_table(best, limit))
     parts += ["<h2>All combinations, by {}</h2>".format(escape(found["aim"])), _html_table(rows, limit)]
-    return _page(title, parts)
-
-
-def _page(title: str, parts: Sequence[str]) -> str:
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    return page(title, parts)

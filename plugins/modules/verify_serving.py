@@ -164,11 +164,10 @@ kv_cache_tokens:
 import json
 import time
 import typing as t
-import urllib.error
-import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._engine_api import KEY_OPTIONS, Api, key_in
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample, labels_of, parse_metrics
 from ansible_collections.sparkrig.serving.plugins.module_utils._ports import connected_peers
@@ -189,43 +188,6 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
 METRICS_TIMEOUT_S = 10
 # An engine that died earlier than this has been restarted since, and its error is no news.
 JOURNAL_SINCE = "-15min"
-
-
-class Api:
-    """The engine's HTTP surface, never through a proxy."""
-
-    def __init__(self, url: str, key: str | None) -> None:
-        self.url = url.rstrip("/")
-        self.headers = {"Content-Type": "application/json"}
-        if key:
-            self.headers["Authorization"] = f"Bearer {key}"
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def get(self, path: str, timeout_s: float, body: dict[str, t.Any] | None = None) -> str:
-        """The body of the answer; ValueError with the reason when there is none."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers=self.headers)
-        try:
-            with self.opener.open(request, timeout=timeout_s) as answer:
-                return str(answer.read().decode("utf-8", "replace"))
-        except urllib.error.HTTPError as error:
-            text = error.read().decode("utf-8", "replace").strip()
-            raise ValueError(f"{path} answered {error.code}: {text[:300] or error.reason}") from error
-        except TimeoutError as error:
-            raise ValueError(f"{path} did not answer within {timeout_s:g} s") from error
-        except (urllib.error.URLError, OSError) as error:
-            reason = getattr(error, "reason", error)
-            raise ValueError(f"{path} at {self.url} does not answer: {reason}") from error
-
-
-def key_in(path: str, variable: str) -> str | None:
-    """The API key in the environment file; None when there is no file or no such variable."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            lines = handle.read().splitlines()
-    except FileNotFoundError:
-        return None
-    return next((line.split("=", 1)[1] for line in lines if line.startswith(f"{variable}=")), None)
 
 
 def recorded(path: str) -> dict[str, t.Any] | None:
@@ -292,8 +254,7 @@ def main() -> None:
         argument_spec={
             "url": {"type": "str", "required": True},
             "model": {"type": "str", "required": True},
-            "api_key_file": {"type": "path", "default": "/etc/sparkrig/secrets.env", "no_log": False},
-            "api_key_variable": {"type": "str", "default": "VLLM_API_KEY", "no_log": False},
+            **KEY_OPTIONS,
             "prompt": {"type": "str", "default": "Say hello."},
             "max_tokens": {"type": "int", "default": 16, "no_log": False},
             "timeout_s": {"type": "int", "default": 120},
