@@ -24,6 +24,9 @@ MP = {"serving_overrides": {"distributed_executor_backend": "mp"}}
 Memory = dict[str, dict[str, float]]
 HEAD = HOSTS[NODES[0].name]
 UNIT = "sparkrig-vllm.service"
+# A Ray of somebody else, as `ray stop` knows one: by the name of its process.
+STRANGER = "/var/tmp/raylet"
+STRANGER_UNIT = "test-stranger.service"
 
 
 def held_mib() -> dict[str, float]:
@@ -44,11 +47,14 @@ def pass_the_same_tests() -> None:
 def switched(request: pytest.FixtureRequest) -> t.Iterator[Memory]:
     """The lab with the executor mp, and what Ray and mp held; Ray is back at the end."""
     memory = {"ray": held_mib()}
+    node = HOSTS[NODES[1].name]
+    node.check_output(f"cp /bin/sleep {STRANGER} && systemd-run --quiet --unit={STRANGER_UNIT} {STRANGER} infinity")
     outcome = play("sparkrig.serving.site", MP)
     assert outcome.code == 0, outcome.text
     time.sleep(5)
     memory["mp"] = held_mib()
     yield memory
+    node.check_output(f"systemctl stop {STRANGER_UNIT} && rm {STRANGER}")
     outcome = play("sparkrig.serving.site")
     assert outcome.code == 0, outcome.text
     pass_the_same_tests()
@@ -59,6 +65,11 @@ def test_mp_passes_what_ray_passes(memory: Memory) -> None:
     for name, host in HOSTS.items():
         assert not host.file("/etc/systemd/system/sparkrig-ray.service").exists, name
         assert {process.unit for process in rig_processes(host)} == {UNIT}
+
+
+def test_the_ray_of_somebody_else_lives_on(memory: Memory) -> None:
+    """Ours is gone from this node; units end their own processes and nobody calls `ray stop`."""
+    assert HOSTS[NODES[1].name].service(STRANGER_UNIT).is_running
 
 
 def test_the_memory_that_ray_held_is_told(
