@@ -95,6 +95,13 @@ ExecStart=
 ExecStart=/usr/bin/sleep infinity
 """
 
+# Its address comes from podman; NetworkManager would take the link over, and its address away, at some boots.
+MANAGEMENT_LINK = """\
+[device-eth0]
+match-device=interface-name:eth0
+managed=0
+"""
+
 MASKED_UNITS = (
     # No device manager and no terminal exists in a container.
     "systemd-udevd.service",
@@ -123,6 +130,8 @@ cat > "$1/etc/systemd/system/ssh.service.d/host-keys.conf" <<'UNIT'
 mkdir -p "$1/etc/systemd/system/greetd.service.d"
 cat > "$1/etc/systemd/system/greetd.service.d/no-screen.conf" <<'UNIT'
 {GREETD_DROP_IN}UNIT
+cat > "$1/etc/NetworkManager/conf.d/10-management-link.conf" <<'CONF'
+{MANAGEMENT_LINK}CONF
 rm -f "$1"/etc/ssh/ssh_host_*
 chroot "$1" systemctl enable lab-sysfs-readonly.service ssh.service greetd.service
 chroot "$1" systemctl mask {masks}
