@@ -14,22 +14,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._profile import l
 
 def profile(content: dict[str, t.Any], name: str, overrides: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
     """The filter; see :func:`load_profile`."""
-    problem = profile_problem(content, name, overrides)
-    if problem:
-        raise AnsibleFilterError(problem)
-    return load_profile(name, content, overrides or {})
-
-
-def profile_problem(content: dict[str, t.Any], name: str, overrides: dict[str, t.Any] | None = None) -> str:
-    """What is wrong with the profile, in one sentence; empty when nothing is.
-
-    A role asserts on it, because a filter's error would bury the sentence in the template's own words.
-    """
     try:
-        load_profile(name, content, overrides or {})
+        return load_profile(name, content, overrides or {})
     except ValueError as error:
-        return f"Profile {name}: {error}."
-    return ""
+        raise AnsibleFilterError(f"Profile {name}: {error}.") from None
 
 
 class FilterModule:
@@ -37,4 +25,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Name to function."""
-        return {"profile": profile, "profile_problem": profile_problem}
+        return {"profile": profile}
