@@ -26,6 +26,9 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import 
 )
 
 Config = Mapping[str, Any]
+# What a config may call its layers, and what it called them of old.
+_LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")
+_LEGACY_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
 # No model comes near it; a mistyped figure is not to keep the planner busy for hours.
 _MOST_LAYERS = 10_000
 
@@ -117,6 +120,7 @@ class _Fields:
         self.config = config
         self.model_type = model_type
         self.assumed: dict[str, int] = {}
+        self.derived: dict[str, str] = {}
         self.refusal: str | None = None
 
     def has(self, key: str) -> bool:
@@ -136,11 +140,28 @@ class _Fields:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """A sentence for every key that the config leaves to the engine's default."""
-        return tuple(
-            f"config: {key} is missing; the engine's default for model_type {self.model_type} is {value}"
-            for key, value in sorted(self.assumed.items())
-        )
+        """A sentence for every key that the config leaves to the engine."""
+        sentences = {
+            key: f"config: {key} is missing; the engine's default for model_type {self.model_type} is {value}"
+            for key, value in self.assumed.items()
+        }
+        sentences.update({key: f"config: {key} is missing; {rule}" for key, rule in self.derived.items()})
+        return tuple(sentences[key] for key in sorted(sentences))
+
+    def layer_types(self, length: int) -> list[str] | None:
+        """layer_types of the config under the names of today, None where it has none."""
+        types = self.strings("layer_types", length)
+        if types is None:
+            return None
+        types = [_LEGACY_TYPES.get(entry, entry) for entry in types]
+        unknown = [entry for entry in types if entry not in _LAYER_TYPES]
+        if unknown:
+            raise ValueError(
+                "config: layer_types has {!r}, which is no kind of layer; known are {}".format(
+                    unknown[0], ", ".join(_LAYER_TYPES)
+                )
+            )
+        return types
 
     def strings(self, key: str, length: int) -> list[str] | None:
         value = self.config.get(key)
@@ -179,6 +200,7 @@ class Family:
     hybrid: bool = False
     mtp_layers: int = 0
     own_head_dim: bool = True
+    types: Callable[[_Fields, int], list[str]] | None = None
     attention: str = "self_attn.attn"
     sparse: bool = False
     defaults: tuple[tuple[str, int], ...] = ()
@@ -211,6 +233,8 @@ def _heads(fields: _Fields, family: Family) -> _Heads:
         hidden = fields.integer("hidden_size")
         if hidden < query:
             raise ValueError(f"config: hidden_size is {hidden}; it must be at least num_attention_heads ({query})")
+        if family.own_head_dim:
+            fields.derived["head_dim"] = f"the engine takes hidden_size over num_attention_heads, {hidden // query}"
         return _Heads(query, kv, hidden // query)
     return _Heads(query, kv, fields.integer("head_dim", size))
 
@@ -246,7 +270,7 @@ def _plain(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Llama and its kin: full attention, or windows where layer_types (or the whole model) says so."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
-    types = fields.strings("layer_types", count)
+    types = fields.layer_types(count)
     if types is not None and "sliding_attention" in types and "sliding_window" not in fields.config and window is None:
         raise ValueError("config: sliding_window is missing, and layer_types has sliding_attention")
     if window is None:
@@ -267,13 +291,41 @@ def _moe_heads(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     return _unwindowed(fields, family)
 
 
-def _qwen_types(fields: _Fields, count: int, window: int | None) -> list[str]:
-    """layer_types of the config, or what its config class fills in: windows from max_window_layers on."""
-    given = fields.strings("layer_types", count)
+def _qwen_types(fields: _Fields, count: int) -> list[str]:
+    """Windows from max_window_layers on."""
+    first = fields.integer("max_window_layers", 28, minimum=0) if _qwen_window(fields) is not None else count
+    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(count)]
+
+
+def _qwen2_moe_types(fields: _Fields, count: int) -> list[str]:
+    """Windows on every other layer below max_window_layers."""
+    first = fields.integer("max_window_layers", minimum=0) if _qwen_window(fields) is not None else 0
+    return ["sliding_attention" if layer % 2 == 0 and layer < first else "full_attention" for layer in range(count)]
+
+
+def _gemma2_types(fields: _Fields, count: int) -> list[str]:
+    """A window on every other layer."""
+    return ["full_attention" if layer % 2 else "sliding_attention" for layer in range(count)]
+
+
+def _gemma3_types(fields: _Fields, count: int) -> list[str]:
+    """Windows on all layers but every sixth."""
+    step = fields.integer("sliding_window_pattern", 6)
+    return ["sliding_attention" if (layer + 1) % step else "full_attention" for layer in range(count)]
+
+
+def _gated_types(fields: _Fields, count: int) -> list[str]:
+    """Full attention on every fourth layer."""
+    interval = fields.integer("full_attention_interval", 4)
+    return ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(count)]
+
+
+def _types(fields: _Fields, family: Family, count: int) -> list[str]:
+    """layer_types of the config, or what its config class fills in."""
+    given = fields.layer_types(count)
     if given is not None:
         return given
-    first = fields.integer("max_window_layers", 28, minimum=0) if window is not None else count
-    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(count)]
+    return family.types(fields, count) if family.types is not None else ["full_attention"] * count
 
 
 def _qwen_window(fields: _Fields) -> int | None:
@@ -287,7 +339,7 @@ def _qwen_window(fields: _Fields) -> int | None:
 def _qwen(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen2 and Qwen3: windows only with use_sliding_window, and then for all layers or none."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
-    types = _qwen_types(fields, count, window)
+    types = _types(fields, family, count)
     if len(set(types)) == 1:
         return ((_windowed(heads, window if types[0] == "sliding_attention" else None),),) * count
     first = fields.integer("max_window_layers", 28, minimum=0)
@@ -301,51 +353,39 @@ def _qwen(fields: _Fields, family: Family) -> tuple[Layer, ...]:
 
 
 def _qwen2_moe(fields: _Fields, family: Family) -> tuple[Layer, ...]:
-    """Qwen2-MoE: the window counts only when every layer has it; its config class windows every other layer."""
+    """Qwen2-MoE: the window counts only when every layer has it."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
-    if window is None:
-        return ((_windowed(heads, None),),) * count
-    limit = fields.integer("max_window_layers", minimum=0)
-    types = fields.strings("layer_types", count) or [
-        "sliding_attention" if layer % 2 == 0 and layer < limit else "full_attention" for layer in range(count)
-    ]
-    return ((_windowed(heads, window if set(types) == {"sliding_attention"} else None),),) * count
+    if set(_types(fields, family, count)) != {"sliding_attention"}:
+        window = None
+    return ((_windowed(heads, window),),) * count
 
 
 def _qwen3_moe(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen3-MoE: the window of use_sliding_window is on every layer, unless layer_types says otherwise."""
     heads, count, window = _heads(fields, family), _layer_count(fields), _qwen_window(fields)
-    types = fields.strings("layer_types", count)
+    types = fields.layer_types(count)
     if types is not None and set(types) != {"sliding_attention"}:
         window = None
     return ((_windowed(heads, window),),) * count
 
 
-def _alternating(period: int, full_at: int) -> Callable[[_Fields, Family], tuple[Layer, ...]]:
-    """Windows on all layers but every `period`-th; layer_types in the config wins."""
-
-    def build(fields: _Fields, family: Family) -> tuple[Layer, ...]:
-        heads, count = _heads(fields, family), _layer_count(fields)
-        window = _window_size(fields, family)
-        if window is None:
-            raise ValueError(f"config: sliding_window is missing; model_type {fields.model_type} has windowed layers")
-        if fields.config.get("use_bidirectional_attention"):
-            raise ValueError("config: use_bidirectional_attention is an embedding model, which keeps no cache")
-        step = fields.integer("sliding_window_pattern", period)
-        types = fields.strings("layer_types", count) or [
-            "full_attention" if layer % step == (full_at if step == period else step - 1) else "sliding_attention"
-            for layer in range(count)
-        ]
-        return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
-
-    return build
+def _alternating(fields: _Fields, family: Family) -> tuple[Layer, ...]:
+    """Gemma: windows on most layers."""
+    heads, count = _heads(fields, family), _layer_count(fields)
+    window = _window_size(fields, family)
+    if window is None:
+        raise ValueError(f"config: sliding_window is missing; model_type {fields.model_type} has windowed layers")
+    if fields.config.get("use_bidirectional_attention"):
+        raise ValueError("config: use_bidirectional_attention is an embedding model, which keeps no cache")
+    types = _types(fields, family, count)
+    return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
 
 
 def _gpt_oss(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """gpt-oss: vLLM puts the window on even layers whatever layer_types says, unless it says all."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
-    types = fields.strings("layer_types", count)
+    types = fields.layer_types(count)
     step = 1 if types is not None and set(types) == {"sliding_attention"} else 2
     return tuple((_windowed(heads, window if layer % step == 0 else None),) for layer in range(count))
 
@@ -424,10 +464,7 @@ def _state_dtype(fields: _Fields, key: str) -> str | None:
 def _gated_delta(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Qwen3-Next and Qwen3.5: gated delta net, with full attention on every fourth layer."""
     heads, count = _heads(fields, family), _layer_count(fields)
-    interval = fields.integer("full_attention_interval", 4)
-    types = fields.strings("layer_types", count) or [
-        "full_attention" if (layer + 1) % interval == 0 else "linear_attention" for layer in range(count)
-    ]
+    types = _types(fields, family, count)
     key_heads, value_heads = fields.integer("linear_num_key_heads"), fields.integer("linear_num_value_heads")
     key, value = fields.integer("linear_key_head_dim"), fields.integer("linear_value_head_dim")
     state = StateShape(
@@ -455,8 +492,9 @@ _NEMOTRON_NAMES = {
 
 
 def _nemotron_types(fields: _Fields, pattern_key: str, names_keys: Sequence[str]) -> list[str]:
+    """Kinds of the layers by name; without names, by the letters of a pattern."""
     pattern = fields.config.get(pattern_key)
-    if pattern is not None:
+    if pattern is not None and not any(fields.has(key) for key in names_keys):
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"config: {pattern_key} is {pattern!r}; it must be a string of M, *, - and E")
         unknown = sorted(set(pattern) - set(_NEMOTRON_LETTERS))
@@ -544,12 +582,15 @@ _FAMILIES: dict[str, Family] = {
     "mistral": Family(_plain, defaults=(("sliding_window", 4096), *_KV_8), nullable=("head_dim",)),
     "ministral3": Family(_plain, defaults=_HEAD_128 + _KV_8),
     "mixtral": Family(_plain, defaults=_KV_8),
-    "qwen2": Family(_qwen, own_head_dim=False, defaults=_KV_32, nullable=(_KV_HEADS,)),
-    "qwen2_moe": Family(_qwen2_moe, own_head_dim=False, defaults=((_KV_HEADS, 16),), nullable=(_KV_HEADS,)),
-    "qwen3": Family(_qwen, defaults=_HEAD_128 + _KV_32, nullable=(_KV_HEADS,)),
+    "qwen2": Family(_qwen, types=_qwen_types, own_head_dim=False, defaults=_KV_32, nullable=(_KV_HEADS,)),
+    "qwen2_moe": Family(
+        _qwen2_moe, types=_qwen2_moe_types, own_head_dim=False, defaults=((_KV_HEADS, 16),), nullable=(_KV_HEADS,)
+    ),
+    "qwen3": Family(_qwen, types=_qwen_types, defaults=_HEAD_128 + _KV_32, nullable=(_KV_HEADS,)),
     "qwen3_moe": Family(_qwen3_moe, defaults=_KV_4),
     "qwen3_next": Family(
         _gated_delta,
+        types=_gated_types,
         mtp_key=_MTP_KEY,
         hybrid=True,
         mtp_layers=1,
@@ -557,6 +598,7 @@ _FAMILIES: dict[str, Family] = {
     ),
     "qwen3_5_text": Family(
         _gated_delta,
+        types=_gated_types,
         mtp_key="mtp_num_hidden_layers",
         hybrid=True,
         mtp_layers=1,
@@ -564,14 +606,15 @@ _FAMILIES: dict[str, Family] = {
     ),
     "qwen3_5_moe_text": Family(
         _gated_delta,
+        types=_gated_types,
         mtp_key="mtp_num_hidden_layers",
         hybrid=True,
         mtp_layers=1,
         defaults=_HEAD_256 + ((_KV_HEADS, 2),),
     ),
-    "gemma2": Family(_alternating(2, 1), whole_hidden=True, defaults=_GEMMA2),
+    "gemma2": Family(_alternating, types=_gemma2_types, whole_hidden=True, defaults=_GEMMA2),
     "gemma3_text": Family(
-        _alternating(6, 5), whole_hidden=True, defaults=_GEMMA2 + (("max_position_embeddings", 131072),)
+        _alternating, types=_gemma3_types, whole_hidden=True, defaults=_GEMMA2 + (("max_position_embeddings", 131072),)
     ),
     "gpt_oss": Family(_gpt_oss, attention="attn.attn", defaults=(("head_dim", 64), ("sliding_window", 128), *_KV_8)),
     "glm4": Family(_unwindowed, defaults=(*_HEAD_128, (_KV_HEADS, 2))),
@@ -605,6 +648,12 @@ _WRAPPERS = {
     "kimi_vl": "text_config",
     "kimi_k25": "text_config",
 }
+
+# Parts of a config that are configs themselves.
+_PARTS = ("text_config", "vision_config", "audio_config")
+_ROPE_NAMES = ("rope_parameters", "rope_scaling")
+# Families whose config class works out the KV heads and the size of a head.
+_DERIVED_HEADS = ("llama", "mistral", "ministral3")
 
 # Architectures that identify a text model whose config has no model_type, or one of its own.
 _ARCHITECTURES = {
@@ -803,14 +852,53 @@ def _drafts(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     return ((_windowed(_heads(fields, family), None),),) * count
 
 
+def settled(config: Config) -> tuple[Config, tuple[str, ...]]:
+    """A config with what its config class works out when it is read, which hf_overrides do not change any more, and a
+    sentence for every key that was left to the engine."""
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in _WRAPPERS:
+        key = _WRAPPERS[model_type]
+        if not isinstance(config.get(key), dict):
+            return config, ()
+        part, assumptions = settled(config[key])
+        return {**config, key: part}, assumptions
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        return config, ()
+    family, fields = _FAMILIES[model_type], _Fields(config, model_type)
+    count, types = config.get("num_hidden_layers"), config.get("layer_types")
+    if isinstance(types, list) and isinstance(count, int) and len(types) != count and model_type != "nemotron_h":
+        raise ValueError(f"config: layer_types has {len(types)} entries for {count} layers; one for each is needed")
+    found = dict(config)
+    if family.types is not None and types is None and fields.has("num_hidden_layers"):
+        found["layer_types"] = family.types(fields, _layer_count(fields))
+    if model_type in _DERIVED_HEADS and fields.has("num_attention_heads"):
+        heads = _heads(fields, family)
+        found.update(num_key_value_heads=heads.kv, head_dim=heads.size)
+    return found, fields.assumptions
+
+
 def merge_overrides(config: Config, overrides: Config) -> dict[str, Any]:
-    """hf_overrides laid over a config; nested dicts are merged, as vLLM does."""
+    """hf_overrides laid over a config, as vLLM does: a part that is a config of its own is merged, other dictionaries
+    are replaced. rope_scaling and rope_parameters are two names of one thing."""
     merged = dict(config)
     for key, value in overrides.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge_overrides(merged[key], value)
+        if key in _PARTS and isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged_part(merged[key], value)
+            continue
+        if key in _ROPE_NAMES:
+            merged = {name: old for name, old in merged.items() if name not in _ROPE_NAMES}
+        merged[key] = value
+    return merged
+
+
+def _merged_part(part: Config, overrides: Config) -> dict[str, Any]:
+    merged = dict(part)
+    for key, value in overrides.items():
+        name = next((name for name in _ROPE_NAMES if name in merged), key) if key in _ROPE_NAMES else key
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = _merged_part(merged[name], value)
         else:
-            merged[key] = value
+            merged[name] = value
     return merged
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import find_dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import Group
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request, parse_request
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import (
@@ -25,6 +26,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner impor
     build_geometry,
     check_kernels,
     derived_context,
+    find_model,
     plan_cache,
     smallest_budgets,
     stage_of,
@@ -471,7 +473,8 @@ def fit(options: Mapping[str, Any]) -> dict[str, Any]:
         budgets, context = _budgets(request, geometry)
         capacity = plan_cache(geometry, budgets, context)
     except EngineRefusal as refusal:
-        return _refused(request, str(refusal))
+        assumed = list(find_model(request, find_dialect(request.engine)).assumptions)
+        return {**_refused(request, str(refusal)), "assumptions": assumed}
     return _answer(request, geometry, capacity)
 
 

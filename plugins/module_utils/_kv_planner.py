@@ -45,6 +45,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import
     StateShape,
     merge_overrides,
     read_model,
+    settled,
     with_every_indexer,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
@@ -280,8 +281,10 @@ def _check_sparse_dcp(geometry: Geometry) -> str | None:
 
 def find_model(request: Request, dialect: Dialect) -> Model:
     """The model with the engine's reading of its config."""
-    config = merge_overrides(request.config, request.hf_overrides)
+    config, assumptions = settled(request.config)
+    config = merge_overrides(config, request.hf_overrides)
     model = read_model(config)
+    model = replace(model, assumptions=tuple(sorted({*model.assumptions, *assumptions})))
     every = not dialect.shares_indexers
     if dialect.name == "dark-devotion" and config.get("use_index_cache") is False:
         every = True

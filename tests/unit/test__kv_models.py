@@ -138,9 +138,68 @@ def test_cache_scheme(quantization: dict[str, t.Any] | None, scheme: str | None)
     assert answer["kv_cache_dtype"] == "bfloat16"
 
 
-def test_overrides_are_merged() -> None:
-    """hf_overrides reach into nested parts without wiping them."""
-    assert merge_overrides({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5}}) == {"a": {"b": 5, "c": 2}, "d": 3}
+def test_overrides_reach_into_parts() -> None:
+    """A part that is a config of its own is merged, and so is what it holds; any other dictionary is replaced."""
+    nested = {"text_config": {"a": {"b": 1, "c": 2}, "d": 3}}
+    assert merge_overrides(nested, {"text_config": {"a": {"b": 5}}}) == {"text_config": {"a": {"b": 5, "c": 2}, "d": 3}}
+    assert merge_overrides({"a": {"b": 1, "c": 2}}, {"a": {"b": 5}}) == {"a": {"b": 5}}
+
+
+@pytest.mark.parametrize("names", [("rope_scaling", "rope_parameters"), ("rope_parameters", "rope_scaling")])
+def test_both_names_of_a_rope_are_one(names: tuple[str, str]) -> None:
+    """Either name replaces what the other said."""
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        names[0]: {"rope_type": "linear", "factor": 8.0},
+    }
+    answer = fit(
+        {
+            "config": config,
+            "hf_overrides": {names[1]: {"rope_type": "linear", "factor": 2.0}},
+            "kv_cache_memory_bytes": 10**9,
+        }
+    )
+    assert answer["planned_model_len"] == 8192
+
+
+def test_overrides_come_after_what_the_config_class_works_out() -> None:
+    """The size of a head and the kinds of layers are settled when the config is read: fewer layers or other heads do
+    not change them any more."""
+    llama = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 512}
+    options = {"kv_cache_memory_bytes": 10**9, "max_model_len": 512}
+    plain = fit({**options, "config": llama})
+    assert plain["bytes_per_token"] == 2 * 8 * 64 * 4
+    # 8 KV heads of 64 elements, as they were read.
+    other = fit({**options, "config": llama, "hf_overrides": {"num_attention_heads": 16}})
+    assert other["bytes_per_token"] == plain["bytes_per_token"]
+    assert any("head_dim is missing" in sentence for sentence in other["assumptions"])
+    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 128}
+    short = fit({**options, "config": gemma, "hf_overrides": {"num_hidden_layers": 5, "sliding_window_pattern": 2}})
+    assert [group["spec"] for group in short["groups"]] == ["sliding"]
+
+
+def test_layer_types_are_named_and_counted() -> None:
+    """Old names of kinds count, unknown ones and a wrong number of them are errors."""
+    base = {"num_attention_heads": 8, "num_hidden_layers": 2, "head_dim": 64}
+    gated = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "linear_conv_kernel_dim": 4,
+    }
+    old = {**base, **gated, "model_type": "qwen3_next", "layer_types": ["linear_attention", "attention"]}
+    assert kinds(old) == ["state", "full"]
+    options = {"kv_cache_memory_bytes": 10**9, "max_model_len": 512}
+    windowed = {**base, "model_type": "mistral", "sliding_window": 64}
+    with pytest.raises(ValueError, match="^config: layer_types has 'full', which is no kind of layer; known are full_"):
+        fit({**options, "config": {**windowed, "layer_types": ["full", "sliding_attention"]}})
+    with pytest.raises(ValueError, match="^config: layer_types has 3 entries for 2 layers; one for each is needed$"):
+        fit({**options, "config": {**windowed, "layer_types": ["full_attention"] * 3}})
 
 
 def test_known_families() -> None:

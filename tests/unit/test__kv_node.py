@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 from pathlib import Path
+
+import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit, fit_nodes, plan_document
 
@@ -266,3 +269,54 @@ def test_smallest_changes_of_a_short_node() -> None:
         assert words in answer["reasons"][0]
     for change in answer["changes"]:
         assert glm(**{**options, **change})["fits"], change
+
+
+def found(**options: t.Any) -> dict[str, t.Any]:
+    """The longest context of the lab's model that memory and limit allow, for two sequences."""
+    return fit(lab(kv_cache_memory_bytes="auto", max_model_len=-1, engine="0.32.0", **options))
+
+
+BLOCK = 73_728
+LIMITS: list[tuple[t.Any, t.Any, int]] = [
+    # What is measured beside what is allowed: the less of both, for every rank.
+    (30_000_000, 20_000_000, 20_000_000),
+    (20_000_000, 30_000_000, 20_000_000),
+    ([30_000_000, 9_000_000, 30_000_000, 30_000_000], 20_000_000, 9_000_000),
+    (30_000_000, [20_000_000, 20_000_000, 20_000_000, 8_000_000], 8_000_000),
+    # No measurement, or one that is not to be compared: the limit alone.
+    (None, 20_000_000, 20_000_000),
+    ([None, 5_000_000, 5_000_000, 5_000_000], 20_000_000, 20_000_000),
+]
+
+
+@pytest.mark.parametrize(("measured", "limit", "room"), LIMITS)
+def test_a_budget_that_is_looked_for_keeps_below_its_limit(measured: t.Any, limit: t.Any, room: int) -> None:
+    """The longest context of which every rank holds both sequences in that room, and not one token more."""
+    answer = found(memory_available_bytes=measured, kv_cache_limit_bytes=limit)
+    blocks = room // BLOCK - 1
+    assert answer["planned_model_len"] == min(4096, blocks // 2 * 16)
+    assert answer["kv_cache_memory_bytes"] <= room
+    longer = answer["planned_model_len"] + 1
+    assert longer > 4096 or fit(lab(kv_cache_memory_bytes="auto", max_model_len=longer))["kv_cache_memory_bytes"] > room
+
+
+def test_a_limit_below_one_token() -> None:
+    """Not even a token: the refusal says so, and what would be needed."""
+    answer = found(kv_cache_limit_bytes=100_000)
+    assert not answer["fits"] and answer["engine_error"].startswith("To serve at least one request")
+    assert "not even one token fits" in answer["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kv_cache_memory_bytes": 20_000_000, "max_model_len": -1},
+        {"kv_cache_memory_bytes": "auto", "max_model_len": 2048},
+        {"kv_cache_memory_bytes": "auto"},
+    ],
+)
+def test_a_limit_needs_something_that_is_looked_for(other: dict[str, t.Any]) -> None:
+    """A limit beside a figure that stands would be silently ignored: it is an error."""
+    message = "kv_cache_limit_bytes: 5 is not allowed; it bounds a budget that is looked for, which needs "
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        fit(lab(kv_cache_limit_bytes=5, **other))
