@@ -175,12 +175,8 @@ def ensure_links(node: Node) -> None:
         run(["ip", "link", "add", outer, "type", "veth", *peer])
         run(["ip", "link", "set", outer, "mtu", str(mtu), "master", bridge, "up"])
         if bridge == MANAGEMENT_BRIDGE:
-            give_address = ["ip", "address", "replace", f"{node.management_ip}/{MANAGEMENT_PREFIX}", "dev", inner]
-            run([*inside, *give_address])
+            run([*inside, "ip", "address", "replace", f"{node.management_ip}/{MANAGEMENT_PREFIX}", "dev", inner])
             run([*inside, "ip", "link", "set", inner, "up"])
-            # A NetworkManager that was up first asks for an address by DHCP, and takes ours away when nobody answers.
-            run(["podman", "exec", node.container, "nmcli", "device", "set", inner, "managed", "no"], check=False)
-            run([*inside, *give_address])
 
 
 def ensure_key() -> Path:
