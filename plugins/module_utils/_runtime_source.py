@@ -130,13 +130,22 @@ def limited(command: Sequence[str], limits: Limits) -> list[str]:
     return ["systemd-run", *manager, "--scope", "--quiet", "--collect", *properties, "--", *command]
 
 
+# Whether the limit of the group that this runs in is the one that was asked for. A systemd in a container makes the
+# scope and sets no limit; on a host that counts memory in a hierarchy of its own (cgroup v1) the file is elsewhere.
+_LIMIT_IS_SET = (
+    "own=$(sed -n 's/^0:://p' /proc/self/cgroup); old=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup);"
+    ' cat "/sys/fs/cgroup$own/memory.max" "/sys/fs/cgroup/memory$old/memory.limit_in_bytes" 2>/dev/null | grep -qx '
+)
+_TRIED_BYTES = 1 << 30
+
+
 def usable_scope(run: Callable[[Sequence[str]], int]) -> str:
     """Who can enforce a limit on this host; ``run`` gives the exit code of a command."""
     if os.path.isdir("/run/systemd/system") and shutil.which("systemd-run"):
-        scopes = ("system",) if os.geteuid() == 0 else ("user",)
-        for scope in scopes:
-            if run(limited(["true"], Limits(1, 1 << 30, 10, scope))) == 0:
-                return scope
+        scope = "system" if os.geteuid() == 0 else "user"
+        look = ["sh", "-c", f"{_LIMIT_IS_SET}{_TRIED_BYTES}"]
+        if run(limited(look, Limits(1, _TRIED_BYTES, 10, scope))) == 0:
+            return scope
     return "rlimit"
 
 

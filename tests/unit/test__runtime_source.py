@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import typing as t
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_a_service_manager_is_used_only_where_it_works(monkeypatch: pytest.Monke
     assert usable_scope(lambda _command: 1) == "rlimit"
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert usable_scope(lambda command: 0 if "--user" in command else 1) == "user"
+
+
+def test_a_limit_counts_only_when_the_kernel_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A systemd in a container makes the scope and sets nothing: it is asked inside what the limit is."""
+    monkeypatch.setattr("os.path.isdir", lambda path: True)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+
+    def without_a_limit(command: t.Sequence[str]) -> int:
+        asked = command[command.index("--") + 1 :]
+        assert f"--property=MemoryMax={asked[-1].rpartition(' ')[2]}" in command
+        return subprocess.run(asked, check=False).returncode
+
+    assert usable_scope(without_a_limit) == "rlimit"
 
 
 LIMITS = Limits(8, 16 * GIB, 60, "system")
