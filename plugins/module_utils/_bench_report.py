@@ -244,6 +244,7 @@ def _chart(title: str, along: str, lines: Mapping[str, Line], dashed: Mapping[st
         pieces.append(svg_text(left - 6, y(level) + 4, _shown(level) if level else "0", "end"))
     pieces += [svg_text(x(place), low + 18, format(place, ","), "middle") for place in places]
     pieces.append(svg_text((left + right) / 2, low + 38, along, "middle"))
+    legend = left
     for number, (name, line) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         for drawn, rule in ((dashed.get(name, ()), ' stroke-dasharray="5 4" opacity="0.6"'), (line, "")):
@@ -257,9 +258,9 @@ def _chart(title: str, along: str, lines: Mapping[str, Line], dashed: Mapping[st
                 pieces.append(f'<path d="M{x(place):.1f} {y(value):.1f}V{y(end):.1f}" stroke="{colour}"/>')
             words = f"<title>{escape(name)}: {_shown(value)}</title>"
             pieces.append(f'<circle cx="{x(place):.1f}" cy="{y(value):.1f}" r="3.5" fill="{colour}">{words}</circle>')
-        if name:
-            pieces.append(f'<rect x="{left + number * 96:.1f}" y="8" width="11" height="11" fill="{colour}"/>')
-            pieces.append(svg_text(left + number * 96 + 16, 18, name))
+        pieces.append(f'<rect x="{legend:.1f}" y="8" width="11" height="11" fill="{colour}"/>')
+        pieces.append(svg_text(legend + 16, 18, name))
+        legend += 30 + 6.5 * len(name)
     drawing = f'<svg viewBox="0 0 470 295" role="img" aria-label="{escape(title)}">{"".join(pieces)}</svg>'
     return f"<div><h3>{escape(title)}</h3>{drawing}</div>"
 
@@ -272,7 +273,7 @@ def _lines(
     for point in points:
         figure = point[name]
         value, end = (figure, None) if not isinstance(figure, Mapping) else (figure["p50"], figure["p90"])
-        line = found.setdefault(f"{format(point[by], ',')} {words}", [])
+        line = found.setdefault(f"{format(point[by], ',')} {words}".strip(), [])
         line.append((point[along], value, end if whisker else None))
     return {label: sorted(line) for label, line in found.items()}
 
@@ -289,8 +290,8 @@ def _charts(result: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
          "prefill, one user"),
         ("Decode of a request, tokens/s", "decode_tokens_per_s", "concurrency", "prompt_tokens", "at once", False,
          "decode, one user"),
-        ("All requests together, tokens/s", "output_tokens_per_s", "prompt_tokens", "concurrency", "tokens in", False,
-         ""),
+        ("All requests together, tokens/s, by tokens of prompt", "output_tokens_per_s", "prompt_tokens", "concurrency",
+         "", False, ""),
     ):  # fmt: skip
         axis = "tokens of prompt" if along == "prompt_tokens" else "requests at once"
         now, then = (_lines(some, name, by, along, words, whisker) for some in (points, before))

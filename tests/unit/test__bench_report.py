@@ -63,7 +63,7 @@ def test_next_to_the_last_run() -> None:
     assert (rows["prefill of a request"]["ratio"], rows["prefill of a request"]["verdict"]) == (0.5, "worse")
     assert rows["decode of a request"]["verdict"] == "same"
     assert beside_last(POINTS, None) == []
-    better = {row["name"]: row["verdict"] for row in beside_last(last["points"][:1], {"points": POINTS})}  # type: ignore[index]
+    better = {row["name"]: row["verdict"] for row in beside_last([point(1024, 1, 1.0, 0.0625)], {"points": POINTS})}
     assert better["time to first token"] == "better"
 
 
