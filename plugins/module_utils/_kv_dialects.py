@@ -43,6 +43,7 @@ class Dialect:
     gdn_checkpoint_tokens: blocks of a gated-delta-net hybrid that takes such checkpoints are multiples of this.
     state_blocks_by_length: recurrent states are counted by context over block size (0.13).
     shares_indexers: layers may share the indexer of another layer; before, every layer has its own.
+    late_interleave: the DCP interleave is compared with the blocks of the planned cache, not with those asked for.
     overlaps_stages: asynchronous scheduling keeps one batch more than there are pipeline stages.
     owner, mentions_cpu, dcp_texts, tp_dcp_text, auto_fit_text: how this version words things.
     utilization: default of gpu_memory_utilization.
@@ -74,6 +75,7 @@ class Dialect:
     gdn_checkpoint_tokens: int = 1
     state_blocks_by_length: bool = False
     shares_indexers: bool = True
+    late_interleave: bool = False
     overlaps_stages: bool = False
     owner: str = "model's"
     mentions_cpu: bool = True
@@ -153,6 +155,7 @@ _ROWS = (
         caches_state_prefixes=True,
         null_block=True,
         layouts=True,
+        late_interleave=True,
         overlaps_stages=True,
         in_flight="batches",
         concurrency="groups",

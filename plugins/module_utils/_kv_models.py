@@ -81,12 +81,15 @@ class Model:
 
     layers: caches by layer; drafts: caches of the layers that the built-in MTP head adds; draft_count: its layers;
     can_draft: the family has such a head, whether or not this config has layers of it;
+    draft_key: the key with the number of its layers, where this config leaves it out (None: it does not);
     context: the longest context that the config allows (None: the config does not say), context_key: where it says so;
     default_context: what is served when no length is asked for;
     layer_name: what the engine calls the attention of a layer;
     cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model;
     assumptions: sentences about keys that the config leaves to the engine's defaults;
-    refusal: what the engine's model class says against this config.
+    refusal: what the engine's model class says against this config;
+    expert_layers: by layer, whether it has experts, where no pipeline stage may be without (empty: no such rule), and
+    no_experts: what the model class says of such a stage.
     """
 
     family: str
@@ -105,9 +108,12 @@ class Model:
     cache_scheme: str | None
     encoder_tokens: int
     hybrid: bool
+    draft_key: str | None = None
     layer_name: str = "model.layers.{}.self_attn.attn"
     assumptions: tuple[str, ...] = ()
     refusal: str | None = None
+    expert_layers: tuple[bool, ...] = ()
+    no_experts: str = ""
 
 
 class _Fields:
@@ -201,6 +207,8 @@ class Family:
     mtp_layers: int = 0
     own_head_dim: bool = True
     types: Callable[[_Fields, int], list[str]] | None = None
+    experts: Callable[[_Fields, int], list[bool]] | None = None
+    no_experts: str = ""
     attention: str = "self_attn.attn"
     sparse: bool = False
     defaults: tuple[tuple[str, int], ...] = ()
@@ -320,6 +328,25 @@ def _gated_types(fields: _Fields, count: int) -> list[str]:
     return ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(count)]
 
 
+def _every_expert(fields: _Fields, count: int) -> list[bool]:
+    return [True] * count
+
+
+def _glm_experts(fields: _Fields, count: int) -> list[bool]:
+    dense = fields.integer("first_k_dense_replace", minimum=0) if fields.has("first_k_dense_replace") else 1
+    return [layer >= dense for layer in range(count)]
+
+
+def _qwen_experts(fields: _Fields, count: int) -> list[bool]:
+    """Every decoder_sparse_step-th layer that mlp_only_layers does not name."""
+    step = fields.integer("decoder_sparse_step") if fields.has("decoder_sparse_step") else 1
+    dense = fields.config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ValueError(f"config: mlp_only_layers is {dense!r}; it must be a list of layer numbers")
+    some = not fields.has("num_experts") or fields.integer("num_experts", minimum=0) > 0
+    return [some and layer not in dense and (layer + 1) % step == 0 for layer in range(count)]
+
+
 def _types(fields: _Fields, family: Family, count: int) -> list[str]:
     """layer_types of the config, or what its config class fills in."""
     given = fields.layer_types(count)
@@ -385,6 +412,12 @@ def _gpt_oss(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """gpt-oss: vLLM puts the window on even layers whatever layer_types says, unless it says all."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
+    for rope in _ropes(fields.config):
+        for key in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"):
+            if rope.get(key) is None:
+                raise ValueError(
+                    f"config: rope_parameters has no {key}; model_type gpt_oss cannot be loaded without it"
+                )
     types = fields.layer_types(count)
     step = 1 if types is not None and set(types) == {"sliding_attention"} else 2
     return tuple((_windowed(heads, window if layer % step == 0 else None),) for layer in range(count))
@@ -581,16 +614,28 @@ _FAMILIES: dict[str, Family] = {
     "llama": Family(_plain, whole_hidden=True),
     "mistral": Family(_plain, defaults=(("sliding_window", 4096), *_KV_8), nullable=("head_dim",)),
     "ministral3": Family(_plain, defaults=_HEAD_128 + _KV_8),
-    "mixtral": Family(_plain, defaults=_KV_8),
+    "mixtral": Family(
+        _plain,
+        experts=_every_expert,
+        no_experts="No MixtralMoE layer found  in model.layers.",
+        defaults=_KV_8,
+    ),
     "qwen2": Family(_qwen, types=_qwen_types, own_head_dim=False, defaults=_KV_32, nullable=(_KV_HEADS,)),
     "qwen2_moe": Family(
         _qwen2_moe, types=_qwen2_moe_types, own_head_dim=False, defaults=((_KV_HEADS, 16),), nullable=(_KV_HEADS,)
     ),
     "qwen3": Family(_qwen, types=_qwen_types, defaults=_HEAD_128 + _KV_32, nullable=(_KV_HEADS,)),
-    "qwen3_moe": Family(_qwen3_moe, defaults=_KV_4),
+    "qwen3_moe": Family(
+        _qwen3_moe,
+        experts=_qwen_experts,
+        no_experts="No Qwen3MoE layer found in the model.layers.",
+        defaults=_KV_4,
+    ),
     "qwen3_next": Family(
         _gated_delta,
         types=_gated_types,
+        experts=_qwen_experts,
+        no_experts="No Qwen3Next layer found in the model.layers.",
         mtp_key=_MTP_KEY,
         hybrid=True,
         mtp_layers=1,
@@ -618,7 +663,13 @@ _FAMILIES: dict[str, Family] = {
     ),
     "gpt_oss": Family(_gpt_oss, attention="attn.attn", defaults=(("head_dim", 64), ("sliding_window", 128), *_KV_8)),
     "glm4": Family(_unwindowed, defaults=(*_HEAD_128, (_KV_HEADS, 2))),
-    "glm4_moe": Family(_moe_heads, mtp_key=_MTP_KEY, defaults=_KV_8),
+    "glm4_moe": Family(
+        _moe_heads,
+        mtp_key=_MTP_KEY,
+        experts=_glm_experts,
+        no_experts="No Glm4MoE layer found in model.layers.",
+        defaults=_KV_8,
+    ),
     "glm4_moe_lite": Family(_mla, mtp_key=_MTP_KEY, mla=True),
     "glm_moe_dsa": Family(_mla, mtp_key=_MTP_KEY, mla=True, sparse=True),
     "deepseek_v2": Family(_mla, mla=True, whole_hidden=True),
@@ -927,6 +978,7 @@ def read_model(config: Config) -> Model:
         drafts=_drafts(fields, family),
         can_draft=_can_draft(fields, family),
         draft_count=_draft_count(fields, family),
+        draft_key=None if family.mtp_key is None or fields.has(family.mtp_key) else family.mtp_key,
         context=context,
         default_context=_default_context(fields, context),
         context_key=context_key,
@@ -937,6 +989,8 @@ def read_model(config: Config) -> Model:
         layer_name=("" if text is config else "language_model.") + "model.layers.{}." + family.attention,
         assumptions=fields.assumptions,
         refusal=fields.refusal,
+        expert_layers=tuple(family.experts(fields, len(layers))) if family.experts is not None else (),
+        no_experts=family.no_experts,
     )
 
 

@@ -436,13 +436,16 @@ def _accepted(request: Request) -> bool:
 
 
 def _legal_change(request: Request) -> dict[str, Any] | None:
-    """The largest smaller DCP, else TP, that the engine would accept, when one of these is what it refuses."""
+    """The largest smaller DCP, else TP, else no drafts, when one of these is what the engine refuses."""
     for dcp in range(request.decode_context_parallel_size - 1, 0, -1):
         if _accepted(replace(request, decode_context_parallel_size=dcp)):
             return {"decode_context_parallel_size": dcp}
     for tp in range(request.tensor_parallel_size - 1, 0, -1):
         if _accepted(replace(request, tensor_parallel_size=tp)):
             return {"tensor_parallel_size": tp}
+    if request.speculative_method is not None:
+        plain = replace(request, speculative_method=None, speculative_tokens=0, replicated_draft=False)
+        return {"speculative_config": None} if _accepted(plain) else None
     return None
 
 
@@ -453,6 +456,8 @@ def _refused(request: Request, text: str) -> dict[str, Any]:
             " (it dies without another word: the model's KV heads can neither be dealt out nor repeated over "
             f"tensor_parallel_size {request.tensor_parallel_size})."
         )
+    if text == texts.no_draft_layers():
+        reason += " (it divides by the number of built-in draft layers, and the model's config has none)."
     change = _legal_change(request)
     if change is None:
         return {**_EMPTY, "fits": False, "engine_error": text, "reasons": [reason]}

@@ -31,6 +31,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect, find_dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import (
+    PACKED_LAYOUT,
     Entry,
     Group,
     block_bytes,
@@ -245,6 +246,21 @@ def _check_grouped_dcp(request: Request, model: Model, dialect: Dialect) -> None
         raise EngineRefusal(texts.dcp_uneven_heads(dialect, queries, dcp))
 
 
+def check_interleave(request: Request, block_size: int) -> str | None:
+    """What the engine refuses of a DCP interleave that does not divide its blocks, or None."""
+    interleave = request.dcp_kv_cache_interleave_size
+    if request.decode_context_parallel_size == 1 or block_size % interleave == 0:
+        return None
+    return texts.interleave_uneven(block_size, interleave)
+
+
+def _check_blocks(geometry: Geometry) -> str | None:
+    """The same where the engine looks once the cache is planned, at the smallest block of all groups."""
+    if not geometry.dialect.late_interleave:
+        return None
+    return check_interleave(geometry.request, min(spec.block_size for group in geometry.groups for spec in group.kinds))
+
+
 def check_kernels(geometry: Geometry) -> str | None:
     """What the engine's layers refuse after it has printed its capacity, or None."""
     request, backend = geometry.request, geometry.backend
@@ -325,11 +341,13 @@ def check_drafts(request: Request, model: Model) -> None:
         return
     if not model.can_draft:
         raise EngineRefusal("Unsupported speculative method: 'mtp'")
-    if not model.drafts:
+    if not model.drafts and model.draft_key is not None:
         raise ValueError(
-            "speculative_config.method: mtp needs built-in draft layers, and the config of model_type "
-            f"{model.family} has none"
+            f"config: {model.draft_key} is missing; speculative_config.method mtp needs it for model_type "
+            f"{model.family}"
         )
+    if not model.drafts:
+        raise EngineRefusal(texts.no_draft_layers())
     layers = model.draft_count
     if request.speculative_tokens > layers and request.speculative_tokens % layers:
         raise EngineRefusal(texts.uneven_drafts(request.speculative_tokens, layers))
@@ -486,12 +504,14 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
     builder = _Builder(request, dialect, model, backend, dtype, block_size_of(request, model, backend), mode, 0, 0)
     if model.hybrid:
         builder = _enlarged(builder)
-    size = builder.block_size
-    interleave = request.dcp_kv_cache_interleave_size
-    if request.decode_context_parallel_size > 1 and (interleave > size or size % interleave):
-        raise EngineRefusal(texts.interleave_uneven(size, interleave))
+    if not dialect.late_interleave:
+        uneven = check_interleave(request, builder.block_size)
+        if uneven is not None:
+            raise EngineRefusal(uneven)
     check_layers(request, model, dtype)
     bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
+    if model.expert_layers and not all(any(model.expert_layers[first:end]) for first, end in bounds):
+        raise EngineRefusal(model.no_experts)
     entries = _entries(builder, model.layers, _draft_layers(request, model), bounds)
     if not entries:
         raise ValueError(f"config: none of the layers of model_type {model.family} keeps a cache")
@@ -656,8 +676,7 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
         error = check_context(geometry.model, geometry.dialect, context)
     error = error or _check_memory(geometry, usable, context)
     if error is None and any(stage.block_bytes == 0 for stage in geometry.stages):
-        # A stage whose layers keep no cache: the engine divides by the bytes of its blocks.
-        error = "integer division or modulo by zero"
+        error = _empty_stage(geometry)
     blocks = override or max(0, min(budget // stage.block_bytes for stage, budget in pairs if stage.block_bytes))
     concurrency = blocks / geometry.request_blocks(context)
     tokens = _tokens(geometry, blocks, context, concurrency)
@@ -680,8 +699,17 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
         longest=min(geometry.longest(stage, budget, limit) for stage, budget in usable),
         log=None if error else log,
         fit_log=fit_log,
-        error=error or check_kernels(geometry) or _check_states(geometry, blocks),
+        error=error or _check_blocks(geometry) or check_kernels(geometry) or _check_states(geometry, blocks),
     )
+
+
+def _empty_stage(geometry: Geometry) -> str:
+    """A stage whose layers keep no cache: in several groups the engine misses a page size that all have, else it
+    divides by the bytes of its blocks."""
+    request = geometry.request
+    if geometry.dialect.layouts and len(geometry.groups) > 1 and request.kv_cache_layout != PACKED_LAYOUT:
+        return texts.no_page_size("LBHNC" if request.device == "cpu" else request.kv_cache_layout)
+    return "integer division or modulo by zero"
 
 
 def _check_states(geometry: Geometry, blocks: int) -> str | None:

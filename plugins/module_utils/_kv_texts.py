@@ -202,6 +202,11 @@ def cpu_cache_gate(dialect: Dialect, free_bytes: int, total_bytes: int, cache_by
     )
 
 
+def no_draft_layers() -> str:
+    """Drafts of a model that has no draft layers: the engine divides by their number."""
+    return "integer division or modulo by zero"
+
+
 def uneven_drafts(tokens: int, layers: int) -> str:
     """More draft tokens than draft layers, and not a multiple of them."""
     return f"num_speculative_tokens:{tokens} must be divisible by n_predict={layers}"
@@ -228,6 +233,14 @@ def too_many_sequences(sequences: int, blocks: int) -> str:
         f"max_num_seqs ({sequences}) exceeds available Mamba cache blocks ({blocks}). Each decode sequence requires "
         "one Mamba cache block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most "
         f"{blocks} or increase gpu_memory_utilization."
+    )
+
+
+def no_page_size(layout: str) -> str:
+    """A pipeline stage that keeps no cache in any of several groups."""
+    return (
+        f"KV cache layout {layout} cannot express this model's mixed page sizes ([]); a backend should declare "
+        "block-outermost supported layouts (e.g. BLHNC), or set VLLM_KV_CACHE_LAYOUT=BLHNC."
     )
 
 

@@ -276,7 +276,11 @@ def build(question: Question) -> Question:
         own[0], [supported] * len(specs), [spec for worker in specs for spec in worker.values()]
     )
     configs = planner.get_kv_cache_configs(own[0], specs, [question["available"]] * len(specs))
-    tokens, concurrency = planner.get_kv_cache_capacity(own[0], planner.generate_scheduler_kv_cache_config(configs))
+    scheduled = planner.generate_scheduler_kv_cache_config(configs)
+    tokens, concurrency = planner.get_kv_cache_capacity(own[0], scheduled)
+    # As the core of the engine goes on.
+    own[0].cache_config.block_size = min(group.kv_cache_spec.block_size for group in scheduled.kv_cache_groups)
+    own[0].validate_block_size()
     return {
         "blocks": configs[0].num_blocks,
         "tokens": tokens,

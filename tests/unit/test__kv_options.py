@@ -62,10 +62,15 @@ BAD = [
     ),
     (
         {
-            "config": {**LLAMA, "model_type": "glm4_moe", "num_nextn_predict_layers": 0},
+            "config": {**LLAMA, "model_type": "glm4_moe"},
             "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
         },
-        "speculative_config.method: mtp needs built-in draft layers, and the config of model_type glm4_moe has none",
+        "config: num_nextn_predict_layers is missing; speculative_config.method mtp needs it for model_type glm4_moe",
+    ),
+    (
+        {"config": {**LLAMA, "model_type": "gpt_oss", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}},
+        "config: rope_parameters has no original_max_position_embeddings; model_type gpt_oss cannot be loaded without "
+        "it",
     ),
     (
         {"speculative_config": {"method": "eagle3", "num_speculative_tokens": 1}},
@@ -189,6 +194,19 @@ def test_models_that_cannot_draft() -> None:
     options = {"config": LLAMA, "kv_cache_memory_bytes": 10**6, "max_model_len": 512}
     answer = fit({**options, "speculative_config": {"method": "mtp", "num_speculative_tokens": 1}})
     assert (answer["fits"], answer["engine_error"]) == (False, "Unsupported speculative method: 'mtp'")
+
+
+def test_no_layers_to_draft_with() -> None:
+    """A config that says it has no draft layers: the engine's own words, what they mean, and the change."""
+    config = {**LLAMA, "model_type": "glm4_moe", "num_nextn_predict_layers": 0}
+    drafts = {"method": "mtp", "num_speculative_tokens": 1}
+    answer = fit({"config": config, "kv_cache_memory_bytes": 10**6, "max_model_len": 512, "speculative_config": drafts})
+    assert (answer["fits"], answer["engine_error"]) == (False, "integer division or modulo by zero")
+    assert answer["reasons"] == [
+        "The engine refuses these options: integer division or modulo by zero (it divides by the number of built-in "
+        "draft layers, and the model's config has none). Smallest change: no speculative_config."
+    ]
+    assert answer["changes"] == [{"speculative_config": None}]
 
 
 REFUSED: list[tuple[dict[str, t.Any], str]] = [
