@@ -35,7 +35,8 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import 
     write_manifest,
 )
 
-_CHUNK_BYTES = 1 << 20
+# Passed on when it is whole: the smaller, the sooner the last node of the ring has something to do.
+_CHUNK_BYTES = 1 << 18
 _LINE_LIMIT_BYTES = 65_536
 # How long a node that is done, or has failed, stays to tell its neighbours.
 _FAREWELL_S = 5.0
@@ -134,7 +135,9 @@ class Peer:
         self._listeners: list[socket.socket] = []
         self._broken = ""
         self._active_at = time.monotonic()
-        self._started = time.monotonic()
+        # When the first byte came and the last file got its name, by this node's clock: what a rate is made of.
+        self.began_at: float | None = None
+        self.ended_at: float | None = None
 
     # --- what all threads share -------------------------------------------------------------------------------
 
@@ -301,7 +304,6 @@ class Peer:
                 if os.fstat(file.fileno()).st_size > progress.size_bytes:
                     file.truncate(0)
                 digest, offset = self._rehash(progress, file)
-                self.kept_bytes += offset
                 while offset < progress.size_bytes:
                     connection, offset = self._receive(key, stream, connection, file, digest, offset)
                 if digest.hexdigest() == progress.sha256:
@@ -328,6 +330,8 @@ class Peer:
             digest.update(data)
             offset += len(data)
             self._touch()
+            with self._lock:
+                self.kept_bytes += len(data)
             progress.advance(offset)
 
     def _receive(
@@ -354,6 +358,7 @@ class Peer:
                 progress.advance(offset)
                 with self._lock:
                     self.received_bytes += count
+                    self.began_at = self.began_at or time.time()
             if offset == progress.size_bytes:
                 return connection, offset
         except (ConnectionError, BlockingIOError):
@@ -381,6 +386,7 @@ class Peer:
             self._manifests[number][name] = Entry(stat_of(progress.path), progress.sha256, time.time())
             write_manifest(self._folders[number], self._manifests[number])
             self.done_files += 1
+            self.ended_at = time.time() if self.done_files == self.needed_files else None
 
     # --- the whole --------------------------------------------------------------------------------------------
 
@@ -445,7 +451,8 @@ class Peer:
 
     def status(self, state: str) -> dict[str, t.Any]:
         """What a person and the controller want to know."""
-        seconds = max(time.monotonic() - self._started, 0.001)
+        now = time.time()
+        seconds = max((self.ended_at or now) - (self.began_at or now), 0.001)
         source = self._before["name"] if self._before else "nobody"
         have = min(self.received_bytes + self.kept_bytes, self.needed_bytes)
         message = (
@@ -463,6 +470,8 @@ class Peer:
             "needed_bytes": self.needed_bytes,
             "files": self.done_files,
             "seconds": round(seconds, 2),
+            "began_at": self.began_at,
+            "ended_at": self.ended_at,
         }
 
 
