@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's side of the module checkpoint_manifest: call it slice by slice, and show how far it is."""
+"""The controller's side of the module checkpoint_manifest: call it until all is hashed, and show how far it is."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import threading
 import time
 import typing as t
 from dataclasses import dataclass, replace
+from functools import partial
 
 # Both are hidden, so that they are no part of the checkpoint.
 MANIFEST_FILE = ".sparkrig-manifest.json"
@@ -246,10 +247,10 @@ def hash_files(
     folder: str,
     names: t.Sequence[str],
     workers: int,
-    stop_at: float = float("inf"),
     on_entry: t.Callable[[str, Entry], None] = lambda name, entry: None,
+    on_bytes: t.Callable[[str, int], None] = lambda name, count: None,
 ) -> dict[str, Entry]:
-    """Hash files in parallel, the largest first; after *stop_at* (monotonic) no further file is begun.
+    """Hash files in parallel, the largest first; *on_bytes* is told of each part of a file, by several threads.
 
     hashlib lets the other threads run while it works, so threads are enough.
     """
@@ -261,13 +262,11 @@ def hash_files(
     def work() -> None:
         while True:
             with lock:
-                # The first one is always done, so that every call gets further.
-                begun = bool(done) or len(waiting) < len(names)
-                if not waiting or errors or (begun and time.monotonic() >= stop_at):
+                if not waiting or errors:
                     return
                 name = waiting.pop()
             try:
-                entry = hash_file(os.path.join(folder, name))
+                entry = hash_file(os.path.join(folder, name), partial(on_bytes, name))
             except (OSError, ValueError) as error:
                 with lock:
                     errors.append(error)

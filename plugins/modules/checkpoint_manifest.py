@@ -15,8 +15,9 @@ description:
   - Keeps a manifest beside the files (C(.sparkrig-manifest.json)) with the SHA-256 of each, made in parallel.
   - On every run a file is known again by its size, the time of its last change and its inode. What is new or was
     changed is hashed. With O(full) every file is hashed again, which shows a byte that flipped without a trace.
-  - Works in slices of O(budget_s) seconds, keeps what it has after each file, and shows how far it is. An interrupted
-    run is continued by the next one.
+  - The work is done by a process of its own. Each call waits for it for O(budget_s) seconds and tells how far it is,
+    inside a large file as well. What is done is kept after each file, so an interrupted run is continued by the next
+    one. The process ends when nobody has asked for a minute.
   - In check mode it only looks, which takes milliseconds.
 extends_documentation_fragment:
   - sparkrig.serving._attributes
@@ -52,9 +53,9 @@ options:
     type: float
     default: 0
   budget_s:
-    description: After this time no further file is begun.
+    description: How long one call waits. The action calls again until everything is hashed.
     type: int
-    default: 20
+    default: 10
   workers:
     description: How many files are hashed at the same time; 0 is one for each processor.
     type: int
@@ -121,7 +122,7 @@ now:
   returned: always
   type: float
 hashed_bytes:
-  description: How much is done.
+  description: How much is done, with the parts of files that are under way.
   returned: O(state=present)
   type: int
 total_bytes:
@@ -136,6 +137,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint_hashing import STATE_FILE, hash_apart
 from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import (
     MANIFEST_FILE,
     PARTIAL_SUFFIX,
@@ -178,6 +180,7 @@ class Folder:
         self.seen: dict[str, Stat] = scan(path)
         self.entries: dict[str, Entry] = read_manifest(path) if os.path.isdir(path) else {}
         self.full_since = full_since
+        self.under_way_bytes = 0
 
     @property
     def state(self) -> Comparison:
@@ -192,23 +195,38 @@ class Folder:
         old = [name for name in (*state.known, *state.damaged) if self.entries[name].hashed_at < since]
         return [*state.unknown, *old]
 
-    def hash(self, workers: int, stop_at: float) -> list[str]:
-        """Hash what can be hashed until then; a sentence for each file."""
+    def hash(self, workers: int, wait_s: float) -> list[str]:
+        """Hash what has to be, as far as the time goes; a sentence for each file that is done."""
+        before, names, gone = dict(self.entries), self.to_hash(), self.state.gone
+        for name in gone:
+            del self.entries[name]
+        if gone:
+            write_manifest(self.path, self.entries)
+        if names:
+            self.under_way_bytes = hash_apart(
+                self.path, lambda tell: self._hash_all(names, workers, tell), wait_s
+            ).bytes_under_way
+            self.entries = read_manifest(self.path)
+        done = sorted(name for name, entry in self.entries.items() if entry != before.get(name))
+        return [self.sentence(name, before.get(name)) for name in done] + [
+            f"{self.path}/{name}: gone, and forgotten" for name in gone
+        ]
+
+    def _hash_all(self, names: t.Sequence[str], workers: int, tell: t.Callable[[int], None]) -> None:
+        """The work itself, to its end; each file is in the manifest as soon as it is done."""
         before = dict(self.entries)
-        state = self.state
+        under_way: dict[str, int] = {}
+
+        def move(name: str, count: int) -> None:
+            under_way[name] = under_way.get(name, 0) + count
+            tell(sum(tuple(under_way.values())))
 
         def keep(name: str, entry: Entry) -> None:
             self.entries[name] = rehashed(before, name, entry)
             write_manifest(self.path, self.entries)
+            under_way.pop(name, None)
 
-        for name in state.gone:
-            del self.entries[name]
-        done = hash_files(self.path, self.to_hash(), workers, stop_at, keep)
-        if state.gone and not done:
-            write_manifest(self.path, self.entries)
-        return [self.sentence(name, before.get(name)) for name in sorted(done)] + [
-            f"{self.path}/{name}: gone, and forgotten" for name in state.gone
-        ]
+        hash_files(self.path, names, workers, keep, move)
 
     def sentence(self, name: str, before: Entry | None) -> str:
         """What hashing one file has shown."""
@@ -250,8 +268,8 @@ def run_present(params: t.Mapping[str, t.Any], check: bool) -> dict[str, t.Any]:
     workers = params["workers"] or len(os.sched_getaffinity(0))
     hashed: list[str] = []
     for folder in folders:
-        if folder.seen and not check and (time.monotonic() < stop_at or not hashed):
-            hashed += folder.hash(workers, stop_at)
+        if folder.seen and not check:
+            hashed += folder.hash(workers, stop_at - time.monotonic())
     waiting = {folder.path: folder.to_hash() for folder in folders}
     total = sum(seen.size_bytes for folder in folders for seen in folder.seen.values())
     left = sum(folder.seen[name].size_bytes for folder in folders for name in waiting[folder.path])
@@ -270,7 +288,7 @@ def run_present(params: t.Mapping[str, t.Any], check: bool) -> dict[str, t.Any]:
         "done": not any(waiting.values()),
         "folders": [folder.as_dict() for folder in folders],
         "now": now,
-        "hashed_bytes": total - left,
+        "hashed_bytes": total - left + sum(folder.under_way_bytes for folder in folders),
         "total_bytes": total,
     }
 
@@ -279,8 +297,8 @@ def run_absent(params: t.Mapping[str, t.Any], check: bool) -> dict[str, t.Any]:
     """Take away the manifests and what an interrupted copy left."""
     gone = []
     for folder in params["folders"]:
-        manifest = os.path.join(folder, MANIFEST_FILE)
-        gone += [*([manifest] if os.path.lexists(manifest) else []), *sorted(partials(folder).values())]
+        own = (os.path.join(folder, name) for name in (MANIFEST_FILE, STATE_FILE))
+        gone += [*filter(os.path.lexists, own), *sorted(partials(folder).values())]
     if not check:
         for path in gone:
             os.unlink(path)
@@ -317,7 +335,7 @@ def main() -> None:
             "remove": {"type": "list", "elements": "path", "default": []},
             "full": {"type": "bool", "default": False},
             "full_since": {"type": "float", "default": 0},
-            "budget_s": {"type": "int", "default": 20},
+            "budget_s": {"type": "int", "default": 10},
             "workers": {"type": "int", "default": 0},
         },
         supports_check_mode=True,

@@ -3,10 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import signal
+import time
 import typing as t
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.sparkrig.serving.plugins.action.checkpoint_manifest import progress
-from ansible_collections.sparkrig.serving.plugins.module_utils import _manifest
+from ansible_collections.sparkrig.serving.plugins.module_utils import _checkpoint_hashing, _manifest
 from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import (
     MANIFEST_FILE,
     Entry,
@@ -117,12 +120,6 @@ def test_hashes_are_those_of_sha256sum(tmp_path: Path) -> None:
         name: hashlib.sha256(data).hexdigest() for name, data in contents.items()
     }
     assert sorted(told) == sorted(contents)
-
-
-def test_a_slice_gets_one_file_further_at_least(tmp_path: Path) -> None:
-    for name in "abc":
-        (tmp_path / name).write_bytes(b"x")
-    assert len(hash_files(str(tmp_path), list("abc"), 1, stop_at=0)) == 1
 
 
 def test_a_file_that_changes_meanwhile_has_no_hash(tmp_path: Path) -> None:
@@ -236,19 +233,79 @@ def test_a_flipped_byte_shows_in_full_and_stays_known(folder: Path, run: Run) ->
     assert not run(checkpoint_manifest, folders=[str(folder)])["folders"][0]["damaged"]
 
 
-def test_an_interrupted_run_is_continued(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run(checkpoint_manifest, folders=[str(folder)], budget_s=0, workers=1)
-    assert not first["done"]
-    assert first["actions"] == [f"{folder}/b: hashed", f"{folder}: 1 of 2 files to be hashed"]
-    hashed: list[str] = []
+def test_progress_is_told_inside_a_file(
+    folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = tmp_path / "go-on"
 
-    def counted(path: str) -> Entry:
-        hashed.append(path)
+    def slow(path: str, on_bytes: t.Callable[[int], None]) -> Entry:
+        if path.endswith("/b"):
+            on_bytes(3)
+            while not go_on.exists():
+                time.sleep(0.01)
         return hash_file(path)
 
-    monkeypatch.setattr(_manifest, "hash_file", counted)
-    assert run(checkpoint_manifest, folders=[str(folder)])["done"]
-    assert hashed == [f"{folder}/a"]
+    monkeypatch.setattr(_manifest, "hash_file", slow)
+    monkeypatch.setattr(_checkpoint_hashing, "_TELL_S", 0.01)
+    first = run(checkpoint_manifest, folders=[str(folder)], budget_s=1, workers=2)
+    assert not first["done"]
+    assert first["actions"] == [f"{folder}/a: hashed", f"{folder}: 1 of 2 files to be hashed"]
+    # The whole of a, and what b has so far.
+    assert (first["hashed_bytes"], first["total_bytes"]) == (3 + 3, 7)
+    # The next call finds the work under way.
+    go_on.touch()
+    second = run(checkpoint_manifest, folders=[str(folder)])
+    assert second["done"]
+    assert second["actions"] == [f"{folder}/b: hashed", f"{folder}: as it was hashed, 2 of 2 files"]
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_FILE, "a", "b"]
+
+
+def test_hashing_that_was_killed_is_continued(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: str, on_bytes: t.Callable[[int], None]) -> Entry:
+        if path.endswith("/a"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return hash_file(path)
+
+    monkeypatch.setattr(_manifest, "hash_file", killed)
+    failed = run(checkpoint_manifest, folders=[str(folder)], workers=1)
+    assert failed["msg"] == (
+        f"whoever hashed {folder} ended without a word, perhaps it was killed or the memory ran out; run again: the "
+        "files that were done are kept"
+    )
+    monkeypatch.undo()
+    assert run(checkpoint_manifest, folders=[str(folder)])["actions"] == [
+        f"{folder}/a: hashed",
+        f"{folder}: as it was hashed, 2 of 2 files",
+    ]
+
+
+def test_hashing_that_nobody_waits_for_ends(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_manifest, "hash_file", lambda path, on_bytes: time.sleep(60))
+    monkeypatch.setattr(_checkpoint_hashing, "_TELL_S", 0.01)
+    monkeypatch.setattr(_checkpoint_hashing, "_FORSAKEN_S", 0.3)
+    assert not run(checkpoint_manifest, folders=[str(folder)], budget_s=0)["done"]
+    with (folder / _checkpoint_hashing.STATE_FILE).open() as state:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+
+def test_a_file_that_cannot_be_hashed_is_named(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str, on_bytes: t.Callable[[int], None]) -> Entry:
+        raise OSError(5, os.strerror(5), path)
+
+    monkeypatch.setattr(_manifest, "hash_file", broken)
+    failed = run(checkpoint_manifest, folders=[str(folder)], workers=1)
+    assert failed["msg"] == (
+        f"{folder} cannot be hashed: Input/output error ({folder}/b); see that the disk is well and the folder can be "
+        "written, then run again: the files that were done are kept"
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
 
 
 def test_absent_leaves_the_checkpoint(folder: Path, run: Run) -> None:
