@@ -18,7 +18,8 @@ description:
     of the same name, C(config.json) included. The index is written new, out of both indexes and the headers.
   - What lies on another file system cannot be linked. It is cloned (a reflink) where the file system can do that, and
     copied where it cannot; C(actions) says so for each file, and the room is checked before the first byte.
-  - Never writes through a hardlink, so O(base) and O(overlay) keep every byte.
+  - JSON files are written new, so that whoever edits one of them changes O(path) only. Nothing is ever written through
+    a hardlink, and O(base) and O(overlay) keep every byte.
   - Builds in a folder C(<path>.partial-*) beside O(path) and renames it when it is whole. What an interrupted run left
     is removed by the next one. Two runs with the same content, by digest, build once.
   - Returns what M(sparkrig.serving.checkpoint_info) returns, so that one task says everything about the checkpoint.
@@ -243,12 +244,21 @@ def way(source: str, path: str, table: t.Sequence[Mount]) -> str:
     return "copy"
 
 
+def read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
 def entries_of(hybrid: Hybrid, parameters: t.Mapping[str, t.Any]) -> dict[str, Entry]:
     """Every file that the hybrid has to hold."""
     table = mounts()
-    entries = {
-        name: Entry(way(source, parameters["path"], table), source) for name, (_origin, source) in hybrid.files.items()
-    }
+    entries = {}
+    for name, (_origin, source) in hybrid.files.items():
+        if name.endswith(".json"):
+            # What people edit by hand: a change in the hybrid must not reach the base through a link.
+            entries[name] = Entry("write", source, read(source))
+        else:
+            entries[name] = Entry(way(source, parameters["path"], table), source)
     if hybrid.index is not None:
         entries[INDEX_FILE] = Entry("write", "both indexes", hybrid.index)
     marker: dict[str, t.Any] = {name: parameters[name] for name in ("base", "overlay")}
@@ -282,8 +292,7 @@ def is_there(path: str, entry: Entry) -> bool:
     if not os.path.isfile(path):
         return False
     if entry.how == "write":
-        with open(path, "rb") as stream:
-            return stream.read() == entry.content
+        return read(path) == entry.content
     seen, wanted = os.stat(path), os.stat(entry.source)
     if entry.how == "link":
         return (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino)

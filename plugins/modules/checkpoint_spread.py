@@ -31,7 +31,7 @@ attributes:
 options:
   state:
     description:
-      - V(ready) says in RV(problems) what speaks against a copy, and changes nothing.
+      - V(ready) says in RV(running) what speaks against a copy, and changes nothing.
       - V(status) says how far it is, in the words of M(sparkrig.serving.wait_for_state), and changes nothing.
       - V(started) starts it, V(stopped) ends it; what was copied stays.
     type: str
@@ -66,11 +66,12 @@ actions:
   type: list
   elements: str
   sample: ["sparkrig-spread.service: started"]
-problems:
-  description: What speaks against a copy, one sentence each.
+running:
+  description: Those of O(rig_units) that run. Nothing is copied meanwhile.
   returned: O(state=ready)
   type: list
   elements: str
+  sample: []
 ready:
   description: Whether the copy is done on this node.
   returned: O(state=status)
@@ -147,19 +148,17 @@ class Copy:
     def show(self, unit: str) -> UnitState:
         return parse_show(self.run(self.systemctl, "show", f"--property={','.join(SHOWN_PROPERTIES)}", unit))
 
-    def problems(self) -> list[str]:
+    def running(self) -> list[str]:
         """What speaks against a copy now."""
-        return [
-            f"{unit} runs on this node, and a copy would take its memory and its links; stop the rig first "
-            "(ansible-playbook sparkrig.serving.stop), then run again"
-            for unit in self.units
-            if self.show(unit).runs
-        ]
+        return [unit for unit in self.units if self.show(unit).runs]
 
     def start(self) -> dict[str, t.Any]:
-        problems = self.problems()
-        if problems:
-            self.module.fail_json(msg="\n".join(problems))
+        running = self.running()
+        if running:
+            self.module.fail_json(
+                msg=f"{' and '.join(running)} runs on this node, and a copy would take its memory and its links; stop "
+                "the rig first (ansible-playbook sparkrig.serving.stop), then run again"
+            )
         if self.module.check_mode:
             return {"changed": True, "actions": [f"{UNIT}: would be started"]}
         actions = self.stop()
@@ -241,7 +240,7 @@ def main() -> None:
     copy = Copy(module)
     state = module.params["state"]
     if state == "ready":
-        module.exit_json(changed=False, actions=[], problems=copy.problems())
+        module.exit_json(changed=False, actions=[], running=copy.running())
     if state == "status":
         module.exit_json(**copy.status())
     if state == "started":

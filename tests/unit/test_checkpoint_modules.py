@@ -87,10 +87,13 @@ def test_hybrid_shares_inodes_and_has_one_whole_index(models: Path, build: Run) 
     result = build(tensor_parallel_size=4)
     assert result["changed"]
     hybrid = models / "hybrid"
-    for name in [*SHARDS, CONFIG_FILE, "tokenizer.json"]:
+    for name in SHARDS:
         assert (hybrid / name).samefile(models / "lab-base" / name)
     assert (hybrid / MTP_SHARD).samefile(models / "lab-mtp" / MTP_SHARD)
-    assert (hybrid / INDEX_FILE).stat().st_nlink == 1
+    # JSON is for people to edit, and must not be the base's.
+    for name in [CONFIG_FILE, "tokenizer.json"]:
+        assert (hybrid / name).read_bytes() == (models / "lab-base" / name).read_bytes()
+    assert {path.stat().st_nlink for path in hybrid.glob("*.json")} == {1}
     index = json.loads((hybrid / INDEX_FILE).read_text())
     assert index == json.loads((models / "lab-mtp" / INDEX_FILE).read_text())
     assert "model.layers.3.eh_proj.weight" in index["weight_map"]
@@ -100,6 +103,7 @@ def test_hybrid_shares_inodes_and_has_one_whole_index(models: Path, build: Run) 
     assert len(result["weights_bytes"]) == 4
     assert f"{MTP_SHARD}: linked from {models}/lab-mtp" in result["actions"]
     assert f"{INDEX_FILE}: written out of both indexes" in result["actions"]
+    assert f"{CONFIG_FILE}: written out of {models}/lab-base" in result["actions"]
 
 
 def test_second_run_changes_nothing(models: Path, build: Run) -> None:
@@ -133,7 +137,8 @@ def test_check_mode_predicts_and_touches_nothing(models: Path, build: Run) -> No
 def test_base_and_overlay_keep_every_byte(models: Path, build: Run) -> None:
     before = digests(models / "lab-base"), digests(models / "lab-mtp")
     build()
-    (models / "hybrid" / INDEX_FILE).write_text("{}")
+    for name in (INDEX_FILE, CONFIG_FILE):
+        (models / "hybrid" / name).write_text("{}")
     os.unlink(models / "hybrid" / SHARDS[0])
     build()
     build(overlay=None)
@@ -248,7 +253,8 @@ def test_base_is_served_as_it_is(models: Path, build: Run) -> None:
 def test_base_alone_can_have_a_folder_of_its_own(models: Path, build: Run) -> None:
     result = build(overlay=None, mtp=False)
     assert result["changed"]
-    assert (models / "hybrid" / INDEX_FILE).samefile(models / "lab-base" / INDEX_FILE)
+    assert (models / "hybrid" / SHARDS[0]).samefile(models / "lab-base" / SHARDS[0])
+    assert (models / "hybrid" / INDEX_FILE).read_bytes() == (models / "lab-base" / INDEX_FILE).read_bytes()
 
 
 def test_links_of_a_download_cache_are_followed(models: Path, build: Run) -> None:
@@ -303,7 +309,7 @@ def test_copies_without_room_are_refused_before_the_first_byte(
     base = shutil.copytree(models / "lab-base", elsewhere / "base")
     real = os.statvfs(models)
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*tuple(real)[:4], 1, *tuple(real)[5:])))
-    needed = sum(path.stat().st_size for path in base.iterdir() if path.name != INDEX_FILE)
+    needed = sum(path.stat().st_size for path in base.iterdir() if path.suffix != ".json")
     result = build(base=str(base))
     assert result["msg"] == (
         f"{models}/hybrid needs {needed} bytes, as the files lie on another file system and have to be copied, and "
