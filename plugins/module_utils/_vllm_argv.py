@@ -21,7 +21,20 @@ Value = t.Any
 
 # Keys of a profile that describe the rig and not the engine.
 RIG_KEYS = frozenset(
-    {"description", "environment", "expect", "fit", "model", "mp", "name", "ray", "requires", "runtime", "timeouts"}
+    {
+        "bench",
+        "description",
+        "environment",
+        "expect",
+        "fit",
+        "model",
+        "mp",
+        "name",
+        "ray",
+        "requires",
+        "runtime",
+        "timeouts",
+    }
 )
 # Options that would show a secret to everybody who may run ps. They belong into secrets.env.
 SECRET_KEYS = frozenset({"api_key", "hf_token"})
