@@ -176,9 +176,9 @@ def take(node: Node) -> Snapshot:
     return t.cast("Snapshot", json.loads(result.stdout))
 
 
-def take_all() -> dict[str, Snapshot]:
-    """What every node of the lab is now, by name."""
-    nodes = read_nodes()
+def take_all(names: t.Collection[str] | None = None) -> dict[str, Snapshot]:
+    """What every node of the lab is now, by name; with *names* only those."""
+    nodes = [node for node in read_nodes() if names is None or node.name in names]
     with ThreadPoolExecutor(len(nodes)) as pool:
         return dict(zip([node.name for node in nodes], pool.map(take, nodes)))
 
@@ -217,15 +217,17 @@ def kept() -> dict[str, Snapshot]:
     return snapshots
 
 
-def remaining(patience_s: float = 60.0) -> dict[str, list[str]]:
+def remaining(patience_s: float = 60.0, names: t.Collection[str] | None = None) -> dict[str, list[str]]:
     """By node, what is not as it was kept; empty when all is. Units may need *patience_s* to come up again."""
     before = kept()
     deadline = time.monotonic() + patience_s
     while True:
-        found = {name: differences(before[name], seen) for name, seen in take_all().items()}
+        found = {name: differences(before[name], seen) for name, seen in take_all(names).items()}
         found = {name: lines for name, lines in found.items() if lines}
         if not found or time.monotonic() >= deadline:
             return found
+        # A look takes seconds: who is as before is not looked at again.
+        names = list(found)
         time.sleep(3)
 
 
