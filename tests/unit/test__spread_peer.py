@@ -141,6 +141,15 @@ def test_an_interrupted_copy_is_continued(ring: Ring) -> None:
     assert last[3]["kept_bytes"] == 3_000_001
 
 
+def test_bytes_are_told_inside_a_file(ring: Ring) -> None:
+    """Nobody gives anything here; what an interrupted copy left of one file is seen nevertheless."""
+    ring.folder(1).mkdir()
+    Path(partial_name(str(ring.folder(1) / "a.safetensors"))).write_bytes(ring.content["a.safetensors"][:2_000_000])
+    last = ring.run(1)
+    assert last[1]["message"] == "1.9 MiB of 5.2 MiB here, 0 of 5 files, 0 MB/s from n0"
+    assert (last[1]["began_at"], last[1]["ended_at"]) == (None, None)
+
+
 @pytest.mark.parametrize("garbage", [b"x" * 1000, b"x" * 4_000_000])
 def test_a_part_that_is_not_ours_is_thrown_away(ring: Ring, garbage: bytes) -> None:
     ring.folder(1).mkdir()
