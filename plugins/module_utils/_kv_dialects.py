@@ -43,6 +43,7 @@ class Dialect:
     gdn_checkpoint_tokens: blocks of a gated-delta-net hybrid that takes such checkpoints are multiples of this.
     state_blocks_by_length: recurrent states are counted by context over block size (0.13).
     shares_indexers: layers may share the indexer of another layer; before, every layer has its own.
+    rescales_yarn: a context is yarn's factor times the length before it (up to 0.28).
     late_interleave: the DCP interleave is compared with the blocks of the planned cache, not with those asked for.
     overlaps_stages: asynchronous scheduling keeps one batch more than there are pipeline stages.
     owner, mentions_cpu, dcp_texts, tp_dcp_text, auto_fit_text: how this version words things.
@@ -75,7 +76,8 @@ class Dialect:
     gdn_checkpoint_tokens: int = 1
     state_blocks_by_length: bool = False
     shares_indexers: bool = True
-    late_interleave: bool = False
+    rescales_yarn: bool = True
+    late_interleave: bool = True
     overlaps_stages: bool = False
     owner: str = "model's"
     mentions_cpu: bool = True
@@ -89,6 +91,7 @@ _ROWS = (
     Dialect(
         name="0.13",
         version=(0, 13),
+        late_interleave=False,
         auto_fit=False,
         counts_states=False,
         check="layers",
@@ -155,7 +158,7 @@ _ROWS = (
         caches_state_prefixes=True,
         null_block=True,
         layouts=True,
-        late_interleave=True,
+        rescales_yarn=False,
         overlaps_stages=True,
         in_flight="batches",
         concurrency="groups",

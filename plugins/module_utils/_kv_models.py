@@ -83,7 +83,7 @@ class Model:
     can_draft: the family has such a head, whether or not this config has layers of it;
     draft_key: the key with the number of its layers, where this config leaves it out (None: it does not);
     context: the longest context that the config allows (None: the config does not say), context_key: where it says so;
-    default_context: what is served when no length is asked for;
+    old_context: the same as engines before 0.30 find it; default_context: what is served when no length is asked for;
     layer_name: what the engine calls the attention of a layer;
     cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model;
     assumptions: sentences about keys that the config leaves to the engine's defaults;
@@ -102,6 +102,7 @@ class Model:
     draft_count: int
     can_draft: bool
     context: int | None
+    old_context: int | None
     default_context: int | None
     context_key: str
     model_max_length: int | None
@@ -734,6 +735,9 @@ _ARCHITECTURES = {
     "WhisperForConditionalGeneration": "whisper",
 }
 
+# Published under the name of another family.
+_ALIASES: dict[tuple[str | None, str], str] = {("minimax", "MiniMaxM2ForCausalLM"): "minimax_m2"}
+
 KNOWN_MODEL_TYPES = tuple(sorted(set(_FAMILIES) | set(_WRAPPERS)))
 
 _CONTEXT_KEYS = (
@@ -748,7 +752,8 @@ _CONTEXT_KEYS = (
     "seq_len",
 )
 # Rope types that leave max_position_embeddings as it is.
-_UNSCALED_ROPES = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+_YARNS = ("yarn", "deepseek_yarn", "deepseek_llama_scaling")
+_UNSCALED_ROPES = ("su", "longrope", "llama3", *_YARNS)
 
 
 def _first_architecture(config: Config) -> str:
@@ -772,6 +777,8 @@ def _identify(config: Config) -> tuple[str, Config]:
         return inner, text
     if model_type in _FAMILIES:
         return str(model_type), config
+    if (model_type, architecture) in _ALIASES:
+        return _ALIASES[(model_type, architecture)], config
     if model_type is None and architecture in _ARCHITECTURES:
         return _ARCHITECTURES[architecture], config
     raise ValueError(
@@ -801,6 +808,21 @@ def _context(fields: _Fields, family: Family) -> tuple[int | None, str]:
     return int(found * _rope_factor(config)), key_of
 
 
+def _old_context(fields: _Fields, context: int | None) -> int | None:
+    """The same as engines before 0.30 find it: yarn's factor counts, from the length before it was applied on.
+
+    context: the longest context as it is found since.
+    """
+    ropes = [rope for rope in _ropes(fields.config) if _rope_type(rope) in _YARNS]
+    if context is None or not ropes or fields.model_type.startswith("gemma3"):
+        return context
+    found = float(context)
+    for rope in ropes:
+        if _rope_type(rope) == "yarn":
+            found = _rope_number(rope, "original_max_position_embeddings", context)
+    return int(found * _rope_number(ropes[-1], "factor", 1.0))
+
+
 def _ropes(config: Config) -> list[Config]:
     """The rotary embeddings of a config: one, or one for each kind of layer."""
     ropes = config.get("rope_parameters") or config.get("rope_scaling")
@@ -818,13 +840,17 @@ def _rope_factor(config: Config) -> float:
     for rope in _ropes(config):
         if _rope_type(rope) in _UNSCALED_ROPES:
             continue
-        value = rope.get("factor", factor)
-        if value is None:
-            value = 1.0
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ValueError(f"config: the factor of rope_parameters is {value!r}; it must be a number above 0")
-        factor = float(value)
+        factor = _rope_number(rope, "factor", factor if "factor" not in rope else 1.0)
     return factor
+
+
+def _rope_number(rope: Config, key: str, default: float) -> float:
+    value = rope.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"config: the {key} of rope_parameters is {value!r}; it must be a number above 0")
+    return float(value)
 
 
 def _default_context(fields: _Fields, context: int | None) -> int | None:
@@ -980,6 +1006,7 @@ def read_model(config: Config) -> Model:
         draft_count=_draft_count(fields, family),
         draft_key=None if family.mtp_key is None or fields.has(family.mtp_key) else family.mtp_key,
         context=context,
+        old_context=_old_context(fields, context),
         default_context=_default_context(fields, context),
         context_key=context_key,
         model_max_length=text.get("model_max_length"),

@@ -301,6 +301,9 @@ def find_model(request: Request, dialect: Dialect) -> Model:
     config = merge_overrides(config, request.hf_overrides)
     model = read_model(config)
     model = replace(model, assumptions=tuple(sorted({*model.assumptions, *assumptions})))
+    if dialect.rescales_yarn and model.old_context != model.context:
+        found = model.old_context if model.default_context == model.context else model.default_context
+        model = replace(model, context=model.old_context, default_context=found)
     every = not dialect.shares_indexers
     if dialect.name == "dark-devotion" and config.get("use_index_cache") is False:
         every = True

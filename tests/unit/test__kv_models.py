@@ -113,6 +113,50 @@ def test_context_and_rope() -> None:
     assert read_model(base).context is None
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+
+
+@pytest.mark.parametrize(
+    ("engine", "positions", "rope", "context"),
+    [
+        # Qwen3 as its card stretches it: up to 0.28 the factor counts, since 0.30 what the config says is all.
+        ("0.13.0", 40_960, YARN, 131_072),
+        ("0.24.0", 40_960, YARN, 131_072),
+        ("0.28.0", 40_960, YARN, 131_072),
+        ("0.30.0", 40_960, YARN, 40_960),
+        ("0.32.0", 40_960, YARN, 40_960),
+        ("dark-devotion", 40_960, YARN, 131_072),
+        # DeepSeek, whose positions hold the factor already.
+        ("0.28.0", 163_840, {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}, 163_840),
+        ("0.28.0", 40_960, {"rope_type": "llama3", "factor": 8.0}, 40_960),
+    ],
+)
+def test_yarn_by_version(engine: str, positions: int, rope: dict[str, t.Any], context: int) -> None:
+    """What is served without a length, and the engine's refusal of one token more."""
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "max_position_embeddings": positions,
+        "rope_scaling": rope,
+    }
+    options = {"config": config, "engine": engine, "kv_cache_memory_bytes": 10**9}
+    assert fit(options)["planned_model_len"] == context
+    error = fit({**options, "max_model_len": context + 1})["engine_error"]
+    assert f"is greater than the derived max_model_len (max_position_embeddings={float(context)}" in error
+
+
+def test_published_under_another_name() -> None:
+    """MiniMax M2 came out as `minimax`, which is another family; its architecture says what it is."""
+    config = {"model_type": "minimax", "num_hidden_layers": 2, "num_attention_heads": 48, "head_dim": 128}
+    with pytest.raises(ValueError, match="^config: model_type 'minimax' .* is not a model that is known here"):
+        read_model(config)
+    model = read_model({**config, "architectures": ["MiniMaxM2ForCausalLM"]})
+    assert (model.family, model.kv_heads) == ("minimax_m2", 8)
+
+
 SCHEMES = [
     ({"quant_method": "modelopt", "quantization": {"kv_cache_quant_algo": "FP8"}}, "fp8_e4m3"),
     ({"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}, "fp8_e4m3"),
