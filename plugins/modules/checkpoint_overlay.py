@@ -292,7 +292,7 @@ def is_there(path: str, entry: Entry) -> bool:
     if not os.path.isfile(path):
         return False
     if entry.how == "write":
-        return read(path) == entry.content
+        return os.stat(path).st_nlink == 1 and read(path) == entry.content
     seen, wanted = os.stat(path), os.stat(entry.source)
     if entry.how == "link":
         return (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino)

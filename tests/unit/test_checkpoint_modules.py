@@ -145,13 +145,17 @@ def test_base_and_overlay_keep_every_byte(models: Path, build: Run) -> None:
     assert (digests(models / "lab-base"), digests(models / "lab-mtp")) == before
 
 
-@pytest.mark.parametrize("damage", ["index", "copy", "gone", "extra"])
+@pytest.mark.parametrize("damage", ["index", "linked", "copy", "gone", "extra"])
 def test_what_somebody_changed_is_put_right(models: Path, build: Run, damage: str) -> None:
     build()
     hybrid = models / "hybrid"
     whole = digests(hybrid)
     if damage == "index":
         (hybrid / INDEX_FILE).write_text("{}")
+    elif damage == "linked":
+        # By hand, or by an overlay script of somebody else's.
+        (hybrid / CONFIG_FILE).unlink()
+        (hybrid / CONFIG_FILE).hardlink_to(models / "lab-base" / CONFIG_FILE)
     elif damage == "copy":
         content = (hybrid / SHARDS[1]).read_bytes()
         (hybrid / SHARDS[1]).unlink()
@@ -164,6 +168,7 @@ def test_what_somebody_changed_is_put_right(models: Path, build: Run, damage: st
     assert result["changed"]
     assert digests(hybrid) == whole
     assert (hybrid / SHARDS[1]).samefile(models / "lab-base" / SHARDS[1])
+    assert (hybrid / CONFIG_FILE).stat().st_nlink == 1
     assert not build()["changed"]
     if damage == "extra":
         assert "stray.safetensors: removed, neither base nor overlay has it" in result["actions"]

@@ -129,7 +129,7 @@ def nodes() -> t.Iterator[None]:
 
 def test_three_copies_cost_little_more_than_one() -> None:
     succeed({"with_rails": True, "entry": "inspect"})
-    slow_down("60mbit")
+    slow_down("40mbit")
     one = succeed({"target": ",".join(NAMES[:2])})
     assert f"{NAMES[1]}: {SHARDS + 2} files of {BASE}" in " ".join(one.text.split())
     seconds_of_one = seconds_of_copy(SECOND)
