@@ -24,7 +24,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner impor
     Capacity,
     Geometry,
     build_geometry,
-    check_kernels,
+    check_planned,
     derived_context,
     find_model,
     plan_cache,
@@ -320,7 +320,7 @@ def _node_changes(
             continue
         try:
             other = build_geometry(changed)
-            if holds(other, sequences) and check_kernels(other) is None:
+            if holds(other, sequences) and check_planned(other) is None:
                 found.add(what)
                 changes.append(with_budget(change, other, capacity.context))
         except EngineRefusal:
@@ -429,23 +429,38 @@ _EMPTY: dict[str, Any] = {
 def _accepted(request: Request) -> bool:
     """Whether the engine takes these options as far as layers and blocks go."""
     try:
-        build_geometry(request).request_blocks(1)
+        geometry = build_geometry(request)
+        geometry.request_blocks(1)
     except EngineRefusal:
         return False
-    return True
+    return check_planned(geometry) is None
+
+
+def _lesser(request: Request) -> Iterator[tuple[dict[str, Any], Request]]:
+    """The request with ever smaller DCP, then TP, then without drafts: the change as options, and what comes of it."""
+    for dcp in range(request.decode_context_parallel_size - 1, 0, -1):
+        yield {"decode_context_parallel_size": dcp}, replace(request, decode_context_parallel_size=dcp)
+    for tp in range(request.tensor_parallel_size - 1, 0, -1):
+        yield {"tensor_parallel_size": tp}, replace(request, tensor_parallel_size=tp)
+    if request.speculative_method is not None:
+        plain = replace(request, speculative_method=None, speculative_tokens=0, replicated_draft=False)
+        yield {"speculative_config": None}, plain
+
+
+def _shorter(request: Request) -> dict[str, Any]:
+    """The context that a changed request would need beside the change, where its budget is given; empty if none."""
+    if not request.kv_cache_memory_bytes or request.max_model_len == -1:
+        return {}
+    budgets = (min(request.kv_cache_memory_bytes),) * request.ranks
+    capacity = plan_cache(build_geometry(request), budgets, request.max_model_len)
+    return {"max_model_len": capacity.longest} if 0 < capacity.longest < capacity.context else {}
 
 
 def _legal_change(request: Request) -> dict[str, Any] | None:
-    """The largest smaller DCP, else TP, else no drafts, when one of these is what the engine refuses."""
-    for dcp in range(request.decode_context_parallel_size - 1, 0, -1):
-        if _accepted(replace(request, decode_context_parallel_size=dcp)):
-            return {"decode_context_parallel_size": dcp}
-    for tp in range(request.tensor_parallel_size - 1, 0, -1):
-        if _accepted(replace(request, tensor_parallel_size=tp)):
-            return {"tensor_parallel_size": tp}
-    if request.speculative_method is not None:
-        plain = replace(request, speculative_method=None, speculative_tokens=0, replicated_draft=False)
-        return {"speculative_config": None} if _accepted(plain) else None
+    """The smallest change that the engine would accept, with the context that it would then hold."""
+    for change, changed in _lesser(request):
+        if _accepted(changed):
+            return {**change, **_shorter(changed)}
     return None
 
 
@@ -500,8 +515,12 @@ def _answer(request: Request, geometry: Geometry, capacity: Capacity) -> dict[st
             reasons.append(_short_cache_reason(request, geometry, capacity, changes))
         else:
             reason = f"The engine refuses these options: {capacity.error}"
-            if 0 < capacity.blocks < request.max_num_seqs:
+            change = _legal_change(request) if check_planned(geometry) is not None else None
+            if change is not None:
+                changes = [change]
+            elif 0 < capacity.blocks < request.max_num_seqs:
                 changes = [{"max_num_seqs": capacity.blocks}]
+            if changes:
                 reason += f" Smallest change: {_spoken(changes)}."
             reasons.append(reason)
     short = [rank for rank in ranks if rank.headroom_bytes is not None and rank.headroom_bytes < 0]

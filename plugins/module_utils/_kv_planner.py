@@ -254,15 +254,17 @@ def check_interleave(request: Request, block_size: int) -> str | None:
     return texts.interleave_uneven(block_size, interleave)
 
 
-def _check_blocks(geometry: Geometry) -> str | None:
-    """The same where the engine looks once the cache is planned, at the smallest block of all groups."""
-    if not geometry.dialect.late_interleave:
-        return None
-    return check_interleave(geometry.request, min(spec.block_size for group in geometry.groups for spec in group.kinds))
+def check_planned(geometry: Geometry) -> str | None:
+    """What the engine refuses after it has printed its capacity, or None: blocks, then layers."""
+    if geometry.dialect.late_interleave:
+        smallest = min(spec.block_size for group in geometry.groups for spec in group.kinds)
+        uneven = check_interleave(geometry.request, smallest)
+        if uneven is not None:
+            return uneven
+    return _check_kernels(geometry)
 
 
-def check_kernels(geometry: Geometry) -> str | None:
-    """What the engine's layers refuse after it has printed its capacity, or None."""
+def _check_kernels(geometry: Geometry) -> str | None:
     request, backend = geometry.request, geometry.backend
     if not judged_backend(request):
         return None
@@ -702,7 +704,7 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
         longest=min(geometry.longest(stage, budget, limit) for stage, budget in usable),
         log=None if error else log,
         fit_log=fit_log,
-        error=error or _check_blocks(geometry) or check_kernels(geometry) or _check_states(geometry, blocks),
+        error=error or check_planned(geometry) or _check_states(geometry, blocks),
     )
 
 

@@ -20,7 +20,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options impor
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import (
     Geometry,
     build_geometry,
-    check_kernels,
+    check_planned,
     find_model,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import EngineRefusal
@@ -210,7 +210,7 @@ def _geometry(search: Search, dtype: str, dcp: int, drafts: int) -> Geometry | N
         geometry.request_blocks(1)
     except EngineRefusal:
         return None
-    starts = check_kernels(geometry) is None and all(stage.block_bytes for stage in geometry.stages)
+    starts = check_planned(geometry) is None and all(stage.block_bytes for stage in geometry.stages)
     return geometry if starts else None
 
 
@@ -228,7 +228,8 @@ def _found(search: Search, geometry: Geometry) -> Iterator[Found]:
     contexts = [context for context in search.contexts if search.minimum_context <= context <= limit]
     blocks_of = {context: geometry.request_blocks(context) for context in contexts}
     for sequences in search.sequences:
-        if sequences < search.minimum_concurrency:
+        # A step of the engine has to hold one token of every sequence.
+        if sequences < search.minimum_concurrency or sequences > request.max_num_batched_tokens:
             continue
         longest = longest_for_rooms(geometry, rooms, sequences, limit)
         wanted = [context for context in contexts if context < longest]

@@ -258,4 +258,6 @@ def test_no_kernel_for_context_parallelism() -> None:
         "use_adaptive_verification=False, use_pcp=False, use_dcp=True, use_rswa=False). Reasons: {TRITON_MLA: "
         "[kv_cache_dtype not supported, sparse not supported], FLASHINFER_MLA_SPARSE_SM120: [DCP not supported]}."
     )
-    assert answer["changes"] == [{"decode_context_parallel_size": 1}]
+    # DCP 1 alone would not do: four times the blocks.
+    assert answer["changes"] == [{"decode_context_parallel_size": 1, "max_model_len": 33_472}]
+    assert answer["reasons"][0].endswith("Smallest change: decode_context_parallel_size 1 with max_model_len 33472.")

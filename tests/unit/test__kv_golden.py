@@ -244,3 +244,18 @@ def test_h200_dcp_texts() -> None:
         "tensor parallel size 4 must be greater than total num kv heads 8 when enable decode context parallel for "
         "GQA/MQA"
     )
+
+
+def test_interleave_is_compared_with_the_blocks_of_the_plan() -> None:
+    """The engine logs its capacity before it looks at the interleave; the change holds the context that then fits."""
+    answer = glm(dcp_kv_cache_interleave_size=48)
+    assert answer["engine_error"] == (
+        "Block_size(64) should be greater than or equal to and divisible by cp_kv_cache_interleave_size (48)."
+    )
+    assert answer["engine_log"].startswith("GPU KV cache size: 132,096 tokens")
+    assert answer["changes"] == [{"decode_context_parallel_size": 1, "max_model_len": 33_024}]
+    assert glm(dcp_kv_cache_interleave_size=48, **answer["changes"][0])["fits"]
+    # What does not fit is said first.
+    short = glm(dcp_kv_cache_interleave_size=48, max_model_len=202_752)
+    assert short["engine_error"].startswith("To serve at least one request")
+    assert glm(dcp_kv_cache_interleave_size=16)["fits"] and glm(dcp_kv_cache_interleave_size=64)["fits"]

@@ -234,10 +234,12 @@ def test_pipeline_stages() -> None:
 
 
 def test_legal_dcp_is_proposed() -> None:
-    """Where DCP is what the engine refuses, the next smaller one that it takes is the change."""
+    """Where DCP is what the engine refuses, the next smaller one that it takes is the change, with its context."""
     answer = glm(decode_context_parallel_size=3)
-    assert answer["changes"] == [{"decode_context_parallel_size": 2}]
-    assert answer["reasons"][0].endswith("Smallest change: decode_context_parallel_size 2.")
+    assert answer["changes"] == [{"decode_context_parallel_size": 2, "max_model_len": 66_048}]
+    assert answer["reasons"][0].endswith("Smallest change: decode_context_parallel_size 2 with max_model_len 66048.")
+    assert glm(**answer["changes"][0])["fits"]
+    assert glm(decode_context_parallel_size=3, max_model_len=65_536)["changes"] == [{"decode_context_parallel_size": 2}]
     assert answer["ranks"] == [] and answer["num_blocks"] is None
 
 
