@@ -30,19 +30,40 @@ def known(folder: str) -> list[str]:
     return sorted(os.path.splitext(name)[0] for name in os.listdir(folder) if name.endswith(".yml"))
 
 
-def load(name: str, folder: str, overrides: t.Any, read: t.Callable[[str], t.Any]) -> dict[str, t.Any]:
-    """The profile *name* of *folder* with *overrides*. ValueError when there is none, or it breaks a rule."""
+def find(name: str, folder: str) -> tuple[str, str]:
+    """The name and the file of a profile: one of *folder*, or a file of the user's own. ValueError when neither."""
+    if name.endswith((".yml", ".yaml")):
+        path = os.path.abspath(os.path.expanduser(name))
+        if not os.path.isfile(path):
+            raise ValueError(f"serving_profile is '{name}', and there is no file {path}. Name one that is there.")
+        return os.path.splitext(os.path.basename(path))[0], path
     names = known(folder)
     if name not in names:
         raise ValueError(
             f"serving_profile is '{name}', which is no profile of this collection; there are {', '.join(names)}. "
-            "Set serving_profile to one of these."
+            "Set serving_profile to one of these, or to the path of a .yml file of your own."
         )
-    loaded = read(os.path.join(folder, f"{name}.yml"))
-    based_on = loaded.get("profile_based_on")
-    base = read(os.path.join(folder, f"{based_on}.yml"))["profile_content"] if based_on else {}
+    return name, os.path.join(folder, f"{name}.yml")
+
+
+def content(path: str, read: t.Callable[[str], t.Any]) -> tuple[dict[str, t.Any], str | None]:
+    """What the file of a profile says, and the name of the profile that it is based on."""
+    loaded = read(path)
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("profile_content"), dict):
+        raise ValueError(f"{path} is no profile: expected a dictionary profile_content in it")
+    return loaded["profile_content"], loaded.get("profile_based_on")
+
+
+def load(name: str, folder: str, overrides: t.Any, read: t.Callable[[str], t.Any]) -> dict[str, t.Any]:
+    """The profile *name* of *folder*, or of the user's own file, with *overrides*.
+
+    ValueError when there is none, or it breaks a rule.
+    """
+    name, path = find(name, folder)
+    own, based_on = content(path, read)
+    base = content(find(based_on, folder)[1], read)[0] if based_on else {}
     try:
-        return load_profile(name, merged(base, loaded["profile_content"]), overrides)
+        return load_profile(name, merged(base, own), overrides)
     except ValueError as error:
         raise ValueError(f"Profile {name}: {error}.") from None
 

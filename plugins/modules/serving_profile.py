@@ -17,7 +17,9 @@ description:
   - Anything wrong is one sentence that names the key, the value and the rule.
 options:
   name:
-    description: The profile, the name of a file in O(folder) without C(.yml).
+    description:
+      - The profile, the name of a file in O(folder) without C(.yml).
+      - A name that ends in C(.yml) or C(.yaml) is the path of a file of your own on the controller.
     type: str
     required: true
   folder:

@@ -54,6 +54,27 @@ def test_what_is_wrong_is_one_sentence(name: str, overrides: t.Any, sentence: st
         load(name, overrides)
 
 
+def test_a_file_of_the_users_own(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yml"
+    own.write_text("profile_based_on: qwen3_32b\nprofile_content: {description: mine, max_model_len: 1024}\n")
+    profile = load(str(own))
+    assert (profile["name"], profile["description"], profile["max_model_len"]) == ("mine", "mine", 1024)
+    assert profile["model"] == load("qwen3_32b")["model"]
+
+
+def test_a_file_that_is_no_profile(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yml"
+    with pytest.raises(ValueError, match=f"there is no file {own}"):
+        load(str(own))
+    for text in ("[]", "profile_content: 3", "max_model_len: 1024"):
+        own.write_text(text)
+        with pytest.raises(ValueError, match=f"{own} is no profile: expected a dictionary profile_content"):
+            load(str(own))
+    own.write_text("profile_based_on: glm9\nprofile_content: {}\n")
+    with pytest.raises(ValueError, match="'glm9', which is no profile of this collection"):
+        load(str(own))
+
+
 def test_every_filter_is_imported_with_the_action() -> None:
     prefix = "ansible_collections.sparkrig.serving.plugins.filter."
     files = {path.stem for path in (PROJECT / "plugins" / "filter").glob("*.py")}
