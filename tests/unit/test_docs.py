@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
 PLAYBOOKS = {path.stem for path in (PROJECT / "playbooks").glob("*.yml")}
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -44,6 +44,8 @@ def test_every_command_exists(page: Path) -> None:
             assert name in PLAYBOOKS, command
             inventories = [words[number + 1] for number, word in enumerate(words) if word == "-i"]
             assert all((PROJECT / inventory).is_dir() for inventory in inventories), command
+        elif words[0] == "pytest":
+            assert all((PROJECT / path).exists() for path in words[1:]), command
         else:
             assert words[0] in {"curl", "ansible-galaxy", "cp", "lab/beside.sh", "source", "tar", "sha256sum"}, command
 
