@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import threading
-import time
 import typing as t
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,108 +18,15 @@ from ansible_collections.sparkrig.serving.plugins.module_utils import _bench_cli
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_api import Api
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import total
 from ansible_collections.sparkrig.serving.plugins.modules import bench_serving, gpu_watch
+from tests.fixtures.engine import KEY, THINKS_S, Engine, serving
 
-KEY = "the-key"
 GPU = (Path(__file__).parents[1] / "fixtures/gpu/gb10.xml").read_text()
-# How long the server thinks before the first token, and between two of them.
-THINKS_S, STEP_S = 0.05, 0.01
-
-
-class Engine(http.server.BaseHTTPRequestHandler):
-    """Streams two tokens in each event, as with a draft that is always right."""
-
-    protocol_version = "HTTP/1.1"
-    lock = threading.Lock()
-    asked: t.ClassVar[list[dict[str, t.Any]]] = []
-    counted: t.ClassVar[dict[str, int]] = {}
-    at_once = most_at_once = 0
-    breaks = ""
-
-    def reply(self, status: int, content: object) -> None:
-        text = content if isinstance(content, str) else json.dumps(content)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def event(self, content: object) -> None:
-        text = content if isinstance(content, str) else json.dumps(content)
-        data = f"data: {text}\n\n".encode()
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
-
-    def do_GET(self) -> None:
-        if self.path == "/metrics":
-            names = {
-                "prompt": "vllm:prompt_tokens_total",
-                "out": "vllm:generation_tokens_total",
-                "requests": "vllm:request_success_total",
-                "drafts": "vllm:spec_decode_num_drafts_total",
-            }
-            lines = [f'{name}{{engine="0"}} {Engine.counted.get(key, 0)}' for key, name in names.items()]
-            place = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"}'
-            self.reply(200, "\n".join([*lines, f"{place} {Engine.counted.get('drafts', 0)}", ""]))
-        elif self.path == "/version":
-            self.reply(200, {"version": "0.32.0+cpu"})
-        elif self.headers.get("Authorization") != f"Bearer {KEY}":
-            self.reply(401, {"error": "Unauthorized"})
-        else:
-            self.reply(200, {"data": [{"id": "lab-moe", "max_model_len": 64}]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/tokenize":
-            # Two words are one token, so the first text is too short.
-            self.reply(200, {"tokens": [hash(pair) % 2**31 for pair in body["prompt"].split()[::2]]})
-            return
-        if self.headers.get("Authorization") != f"Bearer {KEY}":
-            self.reply(401, {"error": "Unauthorized"})
-            return
-        if Engine.breaks == "refuses":
-            self.reply(400, {"error": "no"})
-            return
-        with Engine.lock:
-            Engine.asked.append(body)
-            Engine.at_once += 1
-            Engine.most_at_once = max(Engine.most_at_once, Engine.at_once)
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        time.sleep(THINKS_S)
-        out = body["max_tokens"]
-        for _number in range(out // 2):
-            self.event({"choices": [{"text": "ab"}]})
-            if Engine.breaks == "dies":
-                self.event({"error": {"message": "EngineCore encountered an issue"}})
-                break
-            if Engine.breaks == "cuts":
-                self.close_connection = True
-                return
-            time.sleep(STEP_S)
-        self.event({"choices": [], "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": out}})
-        with Engine.lock:
-            Engine.at_once -= 1
-            for key, more in (("prompt", len(body["prompt"])), ("out", out), ("requests", 1), ("drafts", out // 2)):
-                Engine.counted[key] = Engine.counted.get(key, 0) + more
-        self.event("[DONE]")
-        self.wfile.write(b"0\r\n\r\n")
-
-    def log_message(self, *_args: t.Any) -> None:
-        pass
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    Engine.asked.clear()
-    Engine.counted.clear()
-    Engine.at_once = Engine.most_at_once = 0
-    Engine.breaks = ""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture
