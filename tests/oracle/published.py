@@ -484,6 +484,9 @@ def light(config: Config) -> Config:
             small.update({key: 8, "num_experts_per_tok": 2})
     if small.get("n_group", 1) > 1:
         small.update(n_group=2, topk_group=1)
+    if "hybrid_override_pattern" in small:
+        # Neither experts nor MLPs keep a cache, and a CPU has no kernel for the former.
+        small["hybrid_override_pattern"] = small["hybrid_override_pattern"].replace("E", "-")
     if "head_dim" in small or "kv_lora_rank" in small:
         small["hidden_size"] = small.get("num_attention_heads", 8) * 16
     return small

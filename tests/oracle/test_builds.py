@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from tests.oracle.builds import generate
 from tests.oracle.oracle import Oracle
+from tests.oracle.published import PUBLISHED, light
 from tests.oracle.test_engine import host_options
 
 QUICK, SLOW = 60, 400
@@ -28,8 +29,14 @@ AFTER_THE_PLAN = ("No common block size", "softmax LSE", "cp_kv_cache_interleave
 
 
 def disagreement(oracle: Oracle, seed: int) -> str | None:
+    """What the two do not agree on in a generated model."""
+    return difference(oracle, *generate(seed))
+
+
+def difference(
+    oracle: Oracle, config: dict[str, t.Any], arguments: dict[str, t.Any], draft: dict[str, t.Any] | None = None
+) -> str | None:
     """What the two do not agree on."""
-    config, arguments, draft = generate(seed)
     budget = arguments["kv_cache_memory_bytes"]
     named = {NAMES.get(key, key): value for key, value in arguments.items()}
     theirs = oracle.ask("build", config=config, arguments=named, draft_config=draft, available=budget)
@@ -79,3 +86,51 @@ def test_builds(oracle: Oracle, first: int) -> None:
 def test_more_builds(oracle: Oracle, first: int) -> None:
     """The same, for as long as there is time."""
     assert disagreements(oracle, range(first, first + 20)) == {}
+
+
+FITTED = {"max_model_len": -1, "kv_cache_memory_bytes": 4 * 10**9}
+MTP = {"method": "mtp", "num_speculative_tokens": 1}
+# What else is asked of a published model.
+ASKED: dict[str, list[dict[str, t.Any]]] = {
+    name: [
+        {**FITTED, "tensor_parallel_size": 2},
+        {"max_model_len": 4096, "kv_cache_memory_bytes": 2 * 10**9, "kv_cache_dtype": "fp8"},
+        {"max_model_len": 20_000, "kv_cache_memory_bytes": 10**9, "pipeline_parallel_size": 2},
+    ]
+    for name in ("deepseek-v2-lite", "gpt-oss-20b", "nemotron-3-nano-30b", "nemotron-nano-9b-v2", "qwen3-next-80b-a3b")
+}
+ASKED["gpt-oss-20b"].append({**FITTED, "hf_overrides": {"num_hidden_layers": 7}})
+ASKED["qwen3-8b"] = [{**FITTED, "hf_overrides": {"num_attention_heads": 16}}]
+ASKED["llama-3.2-1b"] = [{**FITTED, "hf_overrides": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}}]
+ASKED["gemma-3-12b"] = [{**FITTED, "hf_overrides": {"num_hidden_layers": 11, "sliding_window_pattern": 2}}]
+for drafted in ("deepseek-v3", "glm-4.5", "glm-4.7-flash", "qwen3-next-80b-a3b"):
+    ASKED.setdefault(drafted, []).append({**FITTED, "speculative_config": MTP})
+QUICK_MODELS = ("deepseek-v2-lite", "gemma-3-4b", "glm-4.6", "gpt-oss-20b", "nemotron-nano-9b-v2", "qwen3-next-80b-a3b")
+
+
+def check_published(oracle: Oracle, name: str) -> None:
+    """A published model, the cache of which its size does not touch, with small weights."""
+    config = light(PUBLISHED[name])
+    if "text_config" in config:
+        # The class that sees pictures wants packages that a server of text has not; the text part is the same.
+        config = {**config["text_config"], "architectures": ["Gemma3ForCausalLM"]}
+    # Heads that are as wide as the model: a share of one rank is what this machine has memory for.
+    wide = "head_dim" not in config and config["num_hidden_layers"] * config.get("hidden_size", 0) > 32 * 4096
+    for asked in [FITTED, *ASKED.get(name, [])]:
+        arguments = {"max_num_batched_tokens": 2048, "max_num_seqs": 4, **asked}
+        if wide:
+            arguments["tensor_parallel_size"] = 8
+        assert difference(oracle, config, arguments) is None, asked
+
+
+@pytest.mark.parametrize("name", QUICK_MODELS)
+def test_published(oracle: Oracle, name: str) -> None:
+    """Models as they are published, built and planned without any deviation."""
+    check_published(oracle, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - set(QUICK_MODELS)))
+def test_more_published(oracle: Oracle, name: str) -> None:
+    """The others."""
+    check_published(oracle, name)
