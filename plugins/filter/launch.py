@@ -58,6 +58,7 @@ def verify_node_checks(
     register: str,
     plan: t.Mapping[str, t.Any] | None = None,
     object_store_bytes: int | None = None,
+    memory_percent: float = 10.0,
 ) -> list[dict[str, t.Any]]:
     """Every node beside the plan, from what rig_status returned in the variable *register*."""
     ranks = list((plan or {}).get("ranks") or [])
@@ -66,7 +67,7 @@ def verify_node_checks(
         seen = hostvars[node].get(register) or {}
         if "units" in seen:
             rank = ranks[index] if index < len(ranks) else None
-            checks += [check.as_dict() for check in check_node(node, seen, rank, object_store_bytes)]
+            checks += [check.as_dict() for check in check_node(node, seen, rank, object_store_bytes, memory_percent)]
     return checks
 
 

@@ -125,6 +125,7 @@ _FIT = {
     "compute_capability": Key("str", pattern=r"[0-9]+\.[0-9]+"),
     "device": Key("str", required=True, choices=("cpu", "cuda")),
     "engine": Key("str", required=True),
+    "head_bytes": Key("int", minimum=0),
     "kv_cache_layout": Key("str"),
     "kv_cache_limit_bytes": Key("int", minimum=1),
     "overhead_bytes": Key("int", required=True, minimum=0),

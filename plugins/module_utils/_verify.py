@@ -39,6 +39,8 @@ _CACHE_NUMBERS = (
 _AROUND_SSH = re.compile(r"^.*\b(?:via|over) ssh: ")
 # The engine prints the concurrency with two digits; the label has the float.
 _CONCURRENCY_TOLERANCE = 0.005
+# Logs in memory, allocators that keep what they had, and Ray, which vLLM's own executor does without.
+_MEMORY_NOISE_BYTES = 384 * 2**20
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,48 @@ def acceptance_by_position(before: Sequence[Sample], after: Sequence[Sample]) ->
     return [(last[position] - first.get(position, 0.0)) / drafts for position in sorted(last)]
 
 
+def with_readings(plan: Mapping[str, Value], sha256: str, readings: Mapping[str, Value] | None) -> dict[str, Value]:
+    """*plan* with the memory that every rank's node had before the launch, where it does not say that itself.
+
+    A plan does not hold it, because it would be another plan at each reading. *readings* are those of the launch, and
+    count for the plan with the digest in them only.
+    """
+    measured = (readings or {}).get("available_bytes") or []
+    if not readings or readings.get("plan_sha256") != sha256 or len(measured) != len(plan.get("ranks") or []):
+        return dict(plan)
+    ranks = [
+        {**rank, "available_bytes": before if rank.get("available_bytes") is None else rank["available_bytes"]}
+        for rank, before in zip(plan["ranks"], measured)
+    ]
+    return {**plan, "ranks": ranks}
+
+
+def check_memory(node: str, left: int, rank: Mapping[str, Value], percent: float) -> Check:
+    """The memory that is left on a node against what the plan leaves there, in either direction.
+
+    *percent* of what the plan leaves may differ, and 384 MiB in any case.
+    """
+    taken = sum(int(rank[part]) for part in ("weights_bytes", "kv_bytes", "overhead_bytes"))
+    planned = int(rank["available_bytes"]) - taken
+    slack = max(int(abs(planned) * percent / 100), _MEMORY_NOISE_BYTES)
+    ok = abs(left - planned) <= slack
+    sentence = f"{node} has {gib(left)} of memory left; the plan says {gib(max(0, planned))}, give or take {gib(slack)}"
+    if not ok:
+        overhead = int(rank["overhead_bytes"]) + planned - left
+        sentence += (
+            f": {gib(abs(left - planned))} {'more' if left < planned else 'less'} is taken there than was planned; if"
+            f" that is what the engine needs, the overhead of this rank (fit.overhead_bytes, on the head with"
+            f" fit.head_bytes) is {max(0, overhead)} bytes"
+        )
+    return Check(f"memory_{node}", ok, planned, left, sentence)
+
+
 def check_node(
-    node: str, seen: Mapping[str, Value], rank: Mapping[str, Value] | None, object_store_bytes: int | None
+    node: str,
+    seen: Mapping[str, Value],
+    rank: Mapping[str, Value] | None,
+    object_store_bytes: int | None,
+    memory_percent: float = 10.0,
 ) -> list[Check]:
     """One node beside the plan: memory that is left, Ray's object store, processes that nobody planned.
 
@@ -137,13 +179,7 @@ def check_node(
     """
     checks = []
     if rank and rank.get("available_bytes") is not None:
-        planned = int(rank["available_bytes"]) - sum(
-            int(rank[part]) for part in ("weights_bytes", "kv_bytes", "overhead_bytes")
-        )
-        left, slack = int(seen["memory_available_bytes"]), int(seen["memory_total_bytes"]) // 10
-        ok = left >= planned - slack
-        sentence = f"{node} has {gib(left)} of memory left; the plan says at least {gib(max(0, planned))}"
-        checks.append(Check(f"memory_{node}", ok, planned, left, sentence + ("" if ok else f", less {gib(slack)}")))
+        checks.append(check_memory(node, int(seen["memory_available_bytes"]), rank, memory_percent))
     store = seen.get("object_store_bytes")
     if object_store_bytes is not None and store is not None:
         ok = int(store) == object_store_bytes

@@ -66,6 +66,12 @@ options:
     description: Where the plan was written on the head when the rig was set up. Without the file no plan is compared.
     type: path
     default: /var/lib/sparkrig/plan.json
+  readings_file:
+    description:
+      - Where the memory that the nodes had before the launch was written on the head. It fills the C(ranks) of the plan
+        that it was written for, where they do not say it.
+    type: path
+    default: /var/lib/sparkrig/readings.json
   max_model_len:
     description: The context that requests must be allowed.
     type: int
@@ -152,7 +158,7 @@ seconds:
   returned: always
   type: float
 plan:
-  description: The plan that was compared.
+  description: The plan that was compared, with the memory that the nodes had before the launch.
   returned: always
   type: dict
 kv_cache_tokens:
@@ -161,6 +167,7 @@ kv_cache_tokens:
   type: int
 """
 
+import hashlib
 import json
 import time
 import typing as t
@@ -183,6 +190,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     check_ranks,
     check_ray,
     engine_state,
+    with_readings,
 )
 
 METRICS_TIMEOUT_S = 10
@@ -198,6 +206,15 @@ def recorded(path: str) -> dict[str, t.Any] | None:
             return content
     except FileNotFoundError:
         return None
+
+
+def digest(path: str) -> str:
+    """The SHA-256 of a file; empty when there is none."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.sha256(handle.read()).hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def metrics(api: Api) -> list[Sample]:
@@ -261,6 +278,7 @@ def main() -> None:
             "unit": {"type": "str", "default": "sparkrig-vllm.service"},
             "plan": {"type": "dict"},
             "plan_file": {"type": "path", "default": "/var/lib/sparkrig/plan.json"},
+            "readings_file": {"type": "path", "default": "/var/lib/sparkrig/readings.json"},
             "max_model_len": {"type": "int"},
             "drafts": {"type": "bool", "default": False},
             "ray": RAY_OPTION,
@@ -272,6 +290,7 @@ def main() -> None:
     api = Api(params["url"], key_in(params["api_key_file"], params["api_key_variable"]))
 
     plan = params["plan"] or recorded(params["plan_file"]) or {}
+    plan = with_readings(plan, digest(params["plan_file"]), recorded(params["readings_file"]))
     before = metrics(api)
     text, tokens, seconds, problem = complete(api, params)
     after = metrics(api)

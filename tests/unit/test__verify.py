@@ -22,6 +22,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     check_cache,
     check_completion,
     check_drafts,
+    check_memory,
     check_models,
     check_node,
     check_ranks,
@@ -29,6 +30,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._verify import (
     engine_state,
     summary,
     unreachable_reason,
+    with_readings,
 )
 
 PLAN = {"num_blocks": 271, "kv_cache_tokens": 4336, "max_concurrency": 2.1171875, "block_size": 16}
@@ -225,14 +227,65 @@ def test_acceptance_is_told_by_position() -> None:
     assert acceptance_by_position(at(10, 9, 5), at(10, 9, 5)) == []
 
 
+MIB = 2**20
+
+
 def test_a_node_is_compared_with_its_rank() -> None:
-    rank = {"available_bytes": 100, "weights_bytes": 40, "kv_bytes": 10, "overhead_bytes": 10}
-    seen = {"memory_available_bytes": 35, "memory_total_bytes": 100, "object_store_bytes": 7, "unknown_processes": []}
+    rank = {"available_bytes": 100 * MIB, "weights_bytes": 40 * MIB, "kv_bytes": 10 * MIB, "overhead_bytes": 10 * MIB}
+    seen = {"memory_available_bytes": 35 * MIB, "object_store_bytes": 7, "unknown_processes": []}
     assert [check.ok for check in check_node("a", seen, rank, 7)] == [True, True, True]
-    bad = {**seen, "memory_available_bytes": 29, "object_store_bytes": 8, "unknown_processes": ["9 python"]}
+    bad = {"memory_available_bytes": 425 * MIB, "object_store_bytes": 8, "unknown_processes": ["9 python"]}
     checks = check_node("a", bad, rank, 7)
     assert [check.ok for check in checks] == [False, False, False]
     assert checks[1].sentence == "Ray's object store on a has 8 bytes; the profile says 7"
     assert checks[2].sentence == "a runs what the plan does not know: 9 python"
     # A plan that was made without measuring the nodes has nothing to compare memory with.
     assert [check.name for check in check_node("a", seen, {"available_bytes": None}, None)] == ["processes_a"]
+
+
+@pytest.mark.parametrize(
+    ("left", "percent", "ok"),
+    [
+        # The plan leaves 20,000 MiB; 10 % of it are 2,000.
+        (20_000, 10, True),
+        (18_000, 10, True),
+        (17_999, 10, False),
+        (22_000, 10, True),
+        (22_001, 10, False),
+        (17_999, 11, True),
+        # However narrow the wish, 384 MiB come and go.
+        (19_616, 0, True),
+        (19_615, 0, False),
+        (20_385, 0, False),
+    ],
+)
+def test_memory_that_is_left_is_compared_in_both_directions(left: int, percent: float, ok: bool) -> None:
+    parts = {"weights_bytes": 90_000 * MIB, "kv_bytes": 2_000 * MIB, "overhead_bytes": 8_000 * MIB}
+    check = check_memory("a", left * MIB, {"available_bytes": 120_000 * MIB, **parts}, percent)
+    assert check.ok is ok
+    assert (check.predicted, check.seen) == (20_000 * MIB, left * MIB)
+
+
+def test_a_deviation_says_both_numbers_and_what_would_be_right() -> None:
+    rank = {"available_bytes": 2**34, "weights_bytes": 2**30, "kv_bytes": 2**30, "overhead_bytes": 2**31}
+    assert check_memory("spark3", 12 * 2**30, rank, 10).sentence == (
+        "spark3 has 12.00 GiB of memory left; the plan says 12.00 GiB, give or take 1.20 GiB"
+    )
+    assert check_memory("spark3", 10 * 2**30, rank, 10).sentence == (
+        "spark3 has 10.00 GiB of memory left; the plan says 12.00 GiB, give or take 1.20 GiB: 2.00 GiB more is taken"
+        " there than was planned; if that is what the engine needs, the overhead of this rank (fit.overhead_bytes, on"
+        f" the head with fit.head_bytes) is {2**32} bytes"
+    )
+    assert "1.50 GiB less is taken" in check_memory("spark3", 27 * 2**29, rank, 10).sentence
+
+
+def test_readings_belong_to_one_plan() -> None:
+    plan: dict[str, t.Any] = {"ranks": [{"rank": 0, "available_bytes": None}, {"rank": 1, "available_bytes": 5}]}
+    readings = {"plan_sha256": "ab", "available_bytes": [8, 9]}
+    filled = with_readings(plan, "ab", readings)
+    assert [rank["available_bytes"] for rank in filled["ranks"]] == [8, 5]
+    assert plan["ranks"][0]["available_bytes"] is None
+    assert with_readings(plan, "cd", readings) == plan
+    assert with_readings(plan, "ab", None) == plan
+    assert with_readings(plan, "ab", {**readings, "available_bytes": [8]}) == plan
+    assert with_readings({}, "ab", readings) == {}

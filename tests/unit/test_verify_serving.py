@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -264,3 +265,19 @@ def test_who_has_a_port_is_told(capsys: pytest.CaptureFixture[str], monkeypatch:
     [sentence] = result["ports_taken"]
     assert sentence.startswith(f"port {port} on 127.0.0.1 is taken by process {os.getpid()} (")
     assert state(capsys, monkeypatch, RUNNING)["ports_taken"] == []
+
+
+def test_the_plan_is_told_with_the_memory_before_the_launch(
+    capsys: pytest.CaptureFixture[str], url: str, secrets: str, tmp_path: Path
+) -> None:
+    plan = {**PLAN, "ranks": [{"rank": 0}, {"rank": 1}]}
+    plan_file, readings = tmp_path / "plan.json", tmp_path / "readings.json"
+    plan_file.write_text(json.dumps(plan))
+    digest = hashlib.sha256(plan_file.read_bytes()).hexdigest()
+    readings.write_text(json.dumps({"plan_sha256": digest, "available_bytes": [7, 8]}))
+    options = {"plan": None, "plan_file": str(plan_file), "readings_file": str(readings)}
+    ranks = verify(capsys, url, secrets, **options)["plan"]["ranks"]
+    assert [rank["available_bytes"] for rank in ranks] == [7, 8]
+    # Those of another plan say nothing about this one.
+    plan_file.write_text(json.dumps({**plan, "num_blocks": 1}))
+    assert "available_bytes" not in verify(capsys, url, secrets, **options)["plan"]["ranks"][0]
