@@ -50,6 +50,8 @@ class ActionModule(ActionBase):
         try:
             own._transfer_file(path, remote)
             options["archive"] = remote
+            # Shipping takes a while: the run may be dead by then, and another one has the node.
+            options["launcher"] = result["launcher"]
             result.update(self._execute_module(module_name=_MODULE, module_args=options, task_vars=task_vars))
         except AnsibleConnectionFailure:
             raise

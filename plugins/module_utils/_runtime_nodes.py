@@ -9,6 +9,7 @@ name only when every file in it is what the manifest says, so a half-installed o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -17,7 +18,8 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +35,7 @@ __all__ = [
     "NodeFacts",
     "Record",
     "TreeError",
+    "alone",
     "bytes_needed",
     "check_node",
     "check_tree",
@@ -386,10 +389,26 @@ def install(
     """
     layout.trees.mkdir(parents=True, exist_ok=True)
     # Two controllers at once: the second waits, and finds the tree.
+    with alone(layout):
+        return _install_alone(layout, archive, digest, expected_sha256, full)
+
+
+@contextlib.contextmanager
+def alone(layout: Layout, deadline: float | None = None) -> Iterator[None]:
+    """Be the only process that works on the trees. TreeError when another one still does at *deadline*."""
     lock = os.open(layout.trees, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return _install_alone(layout, archive, digest, expected_sha256, full)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if deadline is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TreeError(
+                        f"another process still unpacks to {layout.trees}: wait until it is done, then run again"
+                    ) from None
+                time.sleep(0.5)
+        yield
     finally:
         os.close(lock)
 

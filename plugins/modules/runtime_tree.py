@@ -34,7 +34,7 @@ options:
     description:
       - V(present) makes the tree current. The archive is shipped to a node that lacks the tree.
       - V(previous) switches back to the tree that was current before.
-      - V(absent) removes all trees, the record and the variables.
+      - V(absent) removes all trees, the record and the variables. It waits for a tree that is being unpacked.
     type: str
     choices: [present, previous, absent]
     default: present
@@ -43,6 +43,13 @@ options:
     type: str
   tree_sha256:
     description: What the tree must hash to. Needed for V(present).
+    type: str
+  launcher:
+    description:
+      - Which run had the launch lock (M(sparkrig.serving.launch_lock)) when the module was called first, as
+        RV(launcher) tells it. The action gives it to the call that unpacks.
+      - When another run has the node by then, nothing is unpacked or switched, because Ansible's processes go on with
+        their task when the run itself is killed.
     type: str
   target:
     description: The nodes that the tree is for. Needed for V(present).
@@ -152,6 +159,11 @@ actions:
   type: list
   elements: str
   sample: ["unpacked the runtime 52a3cdf2bbc18c6a", "switched current from nothing to 52a3cdf2bbc18c6a"]
+launcher:
+  description: Which run has the launch lock of the node; empty when none has.
+  returned: success
+  type: str
+  sample: 0f6b3c1e8a4d2f70
 missing:
   description: Whether the tree is not there and no archive was given. Nothing was changed then.
   returned: when O(state=present)
@@ -193,11 +205,13 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._launch_lock import LOCK, parse_holder
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     Manifest,
     Target,
@@ -207,6 +221,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes im
     Layout,
     NodeFacts,
     TreeError,
+    alone,
     bytes_needed,
     check_node,
     check_tree,
@@ -224,6 +239,8 @@ _ENVIRONMENT_MODE = 0o644
 # How long a node waits for the one that hands the tree on to listen.
 _RELAY_WAIT_S = 90.0
 _DECLINE_WAIT_S = 15.0
+# How long the end of another process's unpacking is waited for: the wait for a relay, and the unpacking itself.
+_ABSENT_WAIT_S = 180.0
 
 
 def _python_version(python: str) -> str | None:
@@ -245,6 +262,16 @@ def _node_facts(minor: str) -> NodeFacts:
     return NodeFacts(platform.machine(), libc.rpartition(" ")[2], version, usual)
 
 
+def _launcher() -> str:
+    """Which run has the launch lock of this node; empty when none has."""
+    try:
+        with open(LOCK, encoding="utf-8") as stream:
+            holder = parse_holder(stream.read())
+    except OSError:
+        return ""
+    return holder.token if holder is not None else ""
+
+
 def _free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
@@ -259,6 +286,8 @@ class Node:
         self.params = module.params
         self.layout = Layout(Path(self.params["root"]), Path(self.params["record"]))
         self.changed = False
+        given = self.params["launcher"]
+        self.launcher: str = _launcher() if given is None else given
         # Whether the tree was asked for at the node that hands it on.
         self.asked = False
         self.actions: list[str] = []
@@ -270,6 +299,14 @@ class Node:
         self.changed = True
         self.actions.append(f"would {would}" if self.module.check_mode else past)
         return not self.module.check_mode
+
+    def refuse_another_run(self) -> None:
+        """A process of a run that was killed goes on; by now another run may have the node."""
+        if _launcher() != self.launcher:
+            raise TreeError(
+                "another run has this node by now, or has brought it back as it was, so this one ends here; see that"
+                " its Ansible is gone from the controller, then run again"
+            )
 
     # --- the environment --------------------------------------------------------------------------------------
 
@@ -312,6 +349,7 @@ class Node:
                 return self.result(missing=True)
             origin = f" from {relay['address']}" if relay is not None else ""
             if self.did(f"unpacked the runtime {digest}{origin}", f"unpack the runtime {digest}{origin}"):
+                self.refuse_another_run()
                 if relay is not None:
                     install(self.layout, self.relayed, digest, expected, self.params["verify_full"])
                 else:
@@ -319,6 +357,8 @@ class Node:
         if self.params["relay"] is not None and not self.asked and not self.module.check_mode:
             # A run that was killed on the controller goes on here, and has brought the tree in the meantime.
             decline(*self.relay(), _DECLINE_WAIT_S)
+        if problem is not None and not self.module.check_mode:
+            self.refuse_another_run()
         self.write_environment(text)
         self.make_current(digest)
         return self.result(missing=False)
@@ -402,6 +442,12 @@ class Node:
         return self.did(f"removed {path}", f"remove {path}")
 
     def absent(self) -> dict[str, Any]:
+        if self.layout.trees.is_dir() and not self.module.check_mode:
+            with alone(self.layout, time.monotonic() + _ABSENT_WAIT_S):
+                return self.remove()
+        return self.remove()
+
+    def remove(self) -> dict[str, Any]:
         link = self.layout.current
         if link.is_symlink() and self.layout.current_digest() is not None and self.goes(link):
             link.unlink()
@@ -421,7 +467,12 @@ class Node:
 
     def result(self, missing: bool | None = None) -> dict[str, Any]:
         record = load_record(self.layout.record)
-        values: dict[str, Any] = {"changed": self.changed, "actions": self.actions, "previous": record.previous}
+        values: dict[str, Any] = {
+            "changed": self.changed,
+            "actions": self.actions,
+            "previous": record.previous,
+            "launcher": self.launcher,
+        }
         if missing is not None:
             values["missing"] = missing
         current = self.layout.current_digest()
@@ -456,6 +507,7 @@ def main() -> None:
             "tree_bytes": {"type": "int", "default": 0},
             "archive_bytes": {"type": "int", "default": 0},
             "files": {"type": "int", "default": 0},
+            "launcher": {"type": "str"},
             "source": {"type": "path"},
             "archive": {"type": "path"},
             "keep_archive": {"type": "bool", "default": False},

@@ -17,7 +17,8 @@ from ansible.module_utils.testing import patch_module_args
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.sparkrig.serving.plugins.action import runtime_tree as action_module
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import NodeFacts
+from ansible_collections.sparkrig.serving.plugins.module_utils._launch_lock import Holder
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import Layout, NodeFacts, alone
 from ansible_collections.sparkrig.serving.plugins.modules import runtime_tree
 from tests.fixtures.runtimes import MINOR, TARGET, Made, make_archive
 
@@ -277,6 +278,8 @@ class Acting:
         self.log.append(("module", module_args.get("archive")))
         assert module_name == "sparkrig.serving.runtime_tree"
         assert "source" not in module_args
+        # Who had the node when the first call looked is told to the one that unpacks.
+        assert module_args.get("launcher") == ("ann" if "archive" in module_args else None)
         return self.answers.pop(0)
 
     def transfer(self, local: str, remote: str) -> None:
@@ -305,7 +308,7 @@ def test_a_node_that_has_the_tree_gets_one_call(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_node_that_lacks_it_gets_the_archive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"x" * 2_000_000)
-    acting = Acting(monkeypatch, [{"changed": False, "missing": True}, {"changed": True, "missing": False}])
+    acting = Acting(monkeypatch, [{"missing": True, "launcher": "ann"}, {"changed": True, "missing": False}])
     assert acting.run(digest=ONE, source=str(tmp_path / "x.tar"))["changed"] is True
     remote = "/home/spark/.ansible/tmp/x.ansible-tmp-1.tar"
     assert acting.log == [
@@ -346,3 +349,49 @@ def test_the_facts_of_this_machine() -> None:
     facts = runtime_tree._node_facts("0.0")
     assert facts.python is None
     assert facts.machine == TARGET.machine
+
+
+def holder(process: str) -> str:
+    return Holder("ann@laptop", "laptop boot", process, "sparkrig.serving.site").text()
+
+
+def test_a_process_of_a_run_that_was_killed_brings_nothing_to_a_node_that_another_run_has(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "launch.lock"
+    monkeypatch.setattr(runtime_tree, "LOCK", str(lock))
+    made = make_archive(tmp_path, ONE)
+    lock.write_text(holder("4711:1"))
+    launcher = node.run(**made.options())["launcher"]
+    assert launcher
+    # reset has been here and is done.
+    lock.unlink()
+    late = node.install(made, launcher=launcher)
+    assert late["failed"]
+    assert "another run has this node by now, or has brought it back as it was, so this one ends here" in late["msg"]
+    assert not node.root.exists()
+    lock.write_text(holder("4712:1"))
+    assert node.install(made, launcher=launcher)["failed"]
+    lock.write_text(holder("4711:1"))
+    assert node.install(made, launcher=launcher)["changed"]
+
+
+def test_a_run_that_loses_the_node_while_it_unpacks_switches_nothing(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launchers = iter(["a", "a", "b"])
+    monkeypatch.setattr(runtime_tree, "_launcher", lambda: next(launchers))
+    assert node.install(make_archive(tmp_path, ONE))["failed"]
+    assert node.current() is None
+    assert not node.env.exists()
+
+
+def test_removal_waits_for_who_unpacks(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.install(make_archive(tmp_path, ONE))
+    monkeypatch.setattr(runtime_tree, "_ABSENT_WAIT_S", 0.0)
+    layout = Layout(node.root, node.record)
+    with alone(layout):
+        assert "another process still unpacks to" in node.run(state="absent")["msg"]
+        assert node.run(check=True, state="absent")["changed"]
+    assert node.run(state="absent")["changed"]
+    assert not node.root.exists()
