@@ -31,7 +31,7 @@ class Backend:
     row_page: rows of one page of the kernel, where blocks must be whole pages apart (0: no such rule);
     packed_rows: the same for a packed cache dtype, in a kernel that reads other caches row by row;
     majors: compute capabilities that it runs on, by major number (none: every one); caches: cache dtypes that it reads
-    (none: not judged); sparse: it is a kernel for sparse MLA.
+    (none: not judged); sparse: it is a kernel for sparse MLA; layouts: of the cache that it reads (none: every one).
     """
 
     name: str
@@ -45,6 +45,7 @@ class Backend:
     majors: tuple[int, ...] = ()
     caches: tuple[str, ...] = ()
     sparse: bool = False
+    layouts: tuple[str, ...] = ()
 
     @property
     def smallest(self) -> int:
@@ -80,8 +81,8 @@ _ROWS = (
     Backend("FLASH_ATTN", "FlashAttentionImpl", multiple=16, dcp_since=(0, 13)),
     Backend("FLASHINFER", "FlashInferImpl", fixed=(16, 32, 64), dcp_since=(0, 13)),
     Backend("TRITON_ATTN", "TritonAttentionImpl", multiple=16),
-    Backend("FLEX_ATTENTION", "FlexAttentionImpl", multiple=16),
-    Backend("CPU_ATTN", "CPUAttentionBackendImpl", multiple=32),
+    Backend("FLEX_ATTENTION", "FlexAttentionImpl", multiple=16, layouts=("LBNHC",)),
+    Backend("CPU_ATTN", "CPUAttentionBackendImpl", multiple=32, layouts=("LBHNC",)),
     Backend("CPU_MLA", "CPUMLAImpl", fixed=(16,)),
     Backend("AMX_MLA", "AMXMLAImpl", multiple=32),
     Backend("TRITON_MLA", "TritonMLAImpl", multiple=16, dcp_since=(0, 13), caches=_LATENT),
@@ -349,6 +350,20 @@ def row_stride(cache: Cache, backend: Backend, size: int, dtype: str, request: R
     blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
     flat = backend.name == "FLASHMLA_SPARSE" and (dtype not in _ROW_BYTES or blackwell)
     return size if flat or backend.name == "FLASHINFER_MLA_SPARSE" else 1
+
+
+# What is read by layers that do not care, most preferred first.
+_EVERY_LAYOUT = ("LBNHC", "LBHNC", "BLNHC", "BLHNC", "BHLNC", "LHBNC")
+
+
+def layouts_of(backend: Backend, attends: bool, request: Request) -> tuple[str, ...]:
+    """The layouts that a rank says it can run. attends: it has layers of the backend."""
+    if not attends:
+        return _EVERY_LAYOUT
+    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
+    if backend.name == "FLASHINFER" and blackwell:
+        return ("LBHNC", "BLHNC")
+    return backend.layouts or _EVERY_LAYOUT
 
 
 def rank_heads(cache: Cache, tensor_parallel_size: int) -> int:

@@ -22,6 +22,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
     check_dtype,
     choose_backend,
     judged_backend,
+    layouts_of,
     rank_heads,
     resolve_dtype,
     row_stride,
@@ -520,6 +521,8 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
     entries = _entries(builder, model.layers, _draft_layers(request, model), bounds)
     if not entries:
         raise ValueError(f"config: none of the layers of model_type {model.family} keeps a cache")
+    if dialect.layouts:
+        _check_layouts(request, backend, entries, bounds)
     if request.replicated_draft:
         groups = split_drafts(entries)
     else:
@@ -539,6 +542,19 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
         state_mode=mode,
         in_flight_tokens=_in_flight(request, dialect),
     )
+
+
+def _check_layouts(
+    request: Request, backend: Backend, entries: Sequence[Entry], bounds: Sequence[tuple[int, int]]
+) -> None:
+    """All ranks must be able to run the same layouts; a stage without attention can run every one."""
+    attends = [
+        any(entry.spec.kind != STATE for entry in entries if first <= entry.layer < end) for first, end in bounds
+    ]
+    supported = [layouts_of(backend, stage, request) for stage in attends]
+    if len(set(supported)) > 1:
+        tp = request.tensor_parallel_size
+        raise EngineRefusal(texts.layouts_differ([list(names) for names in supported for _rank in range(tp)]))
 
 
 def _smallest_block(groups: Sequence[Group]) -> int:

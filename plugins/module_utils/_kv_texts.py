@@ -236,6 +236,11 @@ def too_many_sequences(sequences: int, blocks: int) -> str:
     )
 
 
+def layouts_differ(supported: Sequence[Sequence[str]]) -> str:
+    """Ranks whose kernels do not read the same layouts of the cache; supported: by rank."""
+    return f"Workers disagree on supported KV cache layouts: {supported}."
+
+
 def no_page_size(layout: str) -> str:
     """A pipeline stage that keeps no cache in any of several groups."""
     return (

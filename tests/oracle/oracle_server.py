@@ -267,14 +267,14 @@ def build(question: Question) -> Question:
             model=folder, load_format="dummy", enforce_eager=True, skip_tokenizer_init=True, **arguments
         ).create_engine_config()
         specs: list[t.Any] = []
+        layouts_of_ranks: list[t.Any] = []
         own = [config] if stages == 1 else [copy.deepcopy(config) for _stage in range(stages)]
         for stage, each in enumerate(own):
             held, supported = stage_specs(each, stage * tp, stages * tp)
             specs.extend([held] * tp)
+            layouts_of_ranks.extend([supported] * tp)
     core.register_all_kvcache_specs(own[0])
-    core.resolve_kv_cache_layout(
-        own[0], [supported] * len(specs), [spec for worker in specs for spec in worker.values()]
-    )
+    core.resolve_kv_cache_layout(own[0], layouts_of_ranks, [spec for worker in specs for spec in worker.values()])
     configs = planner.get_kv_cache_configs(own[0], specs, [question["available"]] * len(specs))
     scheduled = planner.generate_scheduler_kv_cache_config(configs)
     tokens, concurrency = planner.get_kv_cache_capacity(own[0], scheduled)
