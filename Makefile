@@ -70,8 +70,8 @@ clean: down ## Remove the lab and its cache
 
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
 SERVING := interrupted default refusals changed_plan dead_node reset
-# The same, but long: every fault, and vLLM's own executor instead of Ray.
-SERVING_LONG := default faults executor_mp
+# The same, but long: Ray and who may join it, every fault, and vLLM's own executor instead of Ray.
+SERVING_LONG := default ray_cluster faults executor_mp
 # On bare nodes, each of which it leaves bare.
 BARE := fabric
 BARE_LONG := node checkpoint runtime
@@ -85,9 +85,10 @@ test: system venv ## The tests, from lint to the molecule scenarios
 	@echo "make test: everything passed"
 
 .PHONY: proofs
-proofs: venv ## What needs no lab but takes long: the oracle and Ansible's own gates
+proofs: venv ## What needs no lab but takes long: the oracle, Ansible's own gates, and a build from source
 	@$(MAKE) --no-print-directory oracle
 	@$(MAKE) --no-print-directory gates
+	@$(MAKE) --no-print-directory source
 
 .PHONY: static
 static: lint unit ## Linters, type checks and unit tests
@@ -124,6 +125,10 @@ build: system venv ## Build the node image and the runtime, side by side with no
 .PHONY: oracle
 oracle: build ## The fitter side by side with vLLM's own planner and engine
 	SPARKRIG_ORACLE_PYTHON="$$(python -m lab.build --oracle)" pytest tests/oracle -m "not slow"
+
+.PHONY: source
+source: build ## A runtime from a git source: vLLM's own, patched, built, and carried to a site without a network
+	pytest tests/wheels/test_git_source.py -k built_once
 
 .PHONY: wheels
 wheels: build ## The patches on vLLM's real wheels and sources, and a runtime built from a git source
