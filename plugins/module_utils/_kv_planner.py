@@ -547,10 +547,10 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
 def _check_layouts(
     request: Request, backend: Backend, entries: Sequence[Entry], bounds: Sequence[tuple[int, int]]
 ) -> None:
-    """All ranks must be able to run the same layouts; a stage without attention can run every one."""
-    attends = [
-        any(entry.spec.kind != STATE for entry in entries if first <= entry.layer < end) for first, end in bounds
-    ]
+    """All ranks must be able to run the same layouts; a stage of recurrent layers alone can run every one, and one that
+    keeps no cache at all answers for the attention that it does not have."""
+    kinds = [{entry.spec.kind for entry in entries if first <= entry.layer < end} for first, end in bounds]
+    attends = [held != {STATE} for held in kinds]
     supported = [layouts_of(backend, stage, request) for stage in attends]
     if len(set(supported)) > 1:
         tp = request.tensor_parallel_size
