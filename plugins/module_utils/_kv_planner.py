@@ -442,7 +442,9 @@ def _enlarged(builder: _Builder) -> _Builder:
     """
     model, request, dialect = builder.model, builder.request, builder.dialect
     states = [cache.state for layer in model.layers for cache in layer if cache.state is not None]
-    attention = [cache for layer in model.layers for cache in layer if cache.kind != STATE]
+    # Draft layers count too: they may be the only ones with attention.
+    drafts = model.drafts if request.speculative_method == "mtp" else ()
+    attention = [cache for layer in (*model.layers, *drafts) for cache in layer if cache.kind != STATE]
     if not states or not attention:
         return replace(builder, state_block=builder.block_size)
     state = max(state_bytes(shape, request, dialect) for shape in states)
