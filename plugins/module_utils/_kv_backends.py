@@ -81,6 +81,7 @@ _ROWS = (
     Backend("FLASH_ATTN", "FlashAttentionImpl", multiple=16, dcp_since=(0, 13)),
     Backend("FLASHINFER", "FlashInferImpl", fixed=(16, 32, 64), dcp_since=(0, 13)),
     Backend("TRITON_ATTN", "TritonAttentionImpl", multiple=16),
+    Backend("TRITON_ATTN_DIFFKV", "TritonAttentionDiffKVImpl", multiple=16),
     Backend("FLEX_ATTENTION", "FlexAttentionImpl", multiple=16, layouts=("LBNHC",)),
     Backend("CPU_ATTN", "CPUAttentionBackendImpl", multiple=32, layouts=("LBHNC",)),
     Backend("CPU_MLA", "CPUMLAImpl", fixed=(16,)),
@@ -236,6 +237,9 @@ def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
             )
         return BACKENDS[name]
     if request.device == "cpu":
+        if model.family == "mimo_v2_flash":
+            # K and V heads of different sizes have a kernel of their own, on a CPU too.
+            return BACKENDS["TRITON_ATTN_DIFFKV"]
         return BACKENDS["CPU_MLA" if model.mla else "CPU_ATTN"]
     if model.mla and dialect.version >= (0, 30) and request.compute_capability is not None:
         return _mla_backend(request, model, dialect, dtype)
