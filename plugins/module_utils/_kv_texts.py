@@ -204,7 +204,7 @@ def cpu_cache_gate(dialect: Dialect, free_bytes: int, total_bytes: int, cache_by
 
 def no_draft_layers() -> str:
     """Drafts of a model that has no draft layers: the engine divides by their number."""
-    return "integer division or modulo by zero"
+    return "integer modulo by zero"
 
 
 def uneven_drafts(tokens: int, layers: int) -> str:
