@@ -70,8 +70,8 @@ clean: down ## Remove the lab and its cache
 
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
 SERVING := interrupted default refusals changed_plan dead_node reset
-# The same, but long: Ray and who may join it, every fault, and vLLM's own executor instead of Ray.
-SERVING_LONG := default ray_cluster faults executor_mp
+# The same, but long: speed, Ray and who may join it, every fault, and vLLM's own executor instead of Ray.
+SERVING_LONG := default bench ray_cluster faults executor_mp
 # On bare nodes, each of which it leaves bare.
 BARE := fabric
 BARE_LONG := node checkpoint runtime
