@@ -70,6 +70,15 @@ def test_sockets_and_half_of_the_devices_are_named() -> None:
     assert silent.startswith("NCCL's log names no transport")
 
 
+def test_a_recorded_fall_back_to_sockets() -> None:
+    log = Path(__file__).parents[1] / "fixtures" / "nccl" / "socket-2.28.9.txt"
+    seen = parse_transport(log.read_text(encoding="utf-8"))
+    # It says "NET/IB : Using" too, with no device behind it.
+    assert seen == Transport("Socket", (), {"NET/Socket": 4})
+    (problem,) = transport_problems(seen, BOTH)
+    assert problem.startswith("NCCL uses sockets (NET/Socket, 4 channels of it) and not RDMA")
+
+
 def test_what_the_environment_asks_for() -> None:
     assert wanted_devices("NCCL_IB_DISABLE=0\nNCCL_IB_HCA==rocep1s0f0,roceP2p1s0f0\n") == BOTH
     assert wanted_devices("NCCL_IB_HCA=mlx5_0:1\n") == ["mlx5_0:1"]
