@@ -64,6 +64,14 @@ class Progress:
         # A condition for each file: a chunk of one wakes nobody who waits for another.
         self.changed = threading.Condition()
 
+    def arrived(self, bytes_here: int) -> None:
+        """So many bytes are here, and not known to be right yet.
+
+        All but the last may be passed on. So the node after this one comes to the end of the file later than this one,
+        and when that one has to begin anew, what it gets is right.
+        """
+        self.advance(min(bytes_here, self.size_bytes - 1))
+
     def advance(self, available_bytes: int, anew: bool = False) -> None:
         """More of it may be passed on, or nothing any more since it is begun *anew*."""
         with self.changed:
@@ -307,6 +315,7 @@ class Peer:
                 while offset < progress.size_bytes:
                     connection, offset = self._receive(key, stream, connection, file, digest, offset)
                 if digest.hexdigest() == progress.sha256:
+                    progress.advance(progress.size_bytes)
                     self._complete(key, file, part)
                     return connection
                 file.truncate(0)
@@ -332,7 +341,7 @@ class Peer:
             self._touch()
             with self._lock:
                 self.kept_bytes += len(data)
-            progress.advance(offset)
+            progress.arrived(offset)
 
     def _receive(
         self, key: Key, stream: int, connection: socket.socket | None, file: t.Any, digest: t.Any, offset: int
@@ -355,7 +364,7 @@ class Peer:
                 digest.update(buffer[:count])
                 offset += count
                 self._touch()
-                progress.advance(offset)
+                progress.arrived(offset)
                 with self._lock:
                     self.received_bytes += count
                     self.began_at = self.began_at or time.time()

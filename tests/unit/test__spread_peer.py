@@ -158,6 +158,22 @@ def test_a_part_that_is_not_ours_is_thrown_away(ring: Ring, garbage: bytes) -> N
     assert all(ring.whole(number) for number in (1, 2, 3))
 
 
+def test_a_node_that_is_slow_to_see_that_its_part_is_not_ours(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes after it must not have taken the wrong bytes twice by then."""
+    advance = _spread_peer.Progress.advance
+
+    def slow(self: _spread_peer.Progress, available_bytes: int, anew: bool = False) -> None:
+        advance(self, available_bytes, anew)
+        if "/n1/" in self.path and available_bytes >= self.size_bytes - 1 and not self.generation:
+            time.sleep(0.5)
+
+    monkeypatch.setattr(_spread_peer.Progress, "advance", slow)
+    ring.folder(1).mkdir()
+    Path(partial_name(str(ring.folder(1) / "a.safetensors"))).write_bytes(b"x" * 1000)
+    assert states(ring.run()) == dict.fromkeys(range(4), "done")
+    assert all(ring.whole(number) for number in (1, 2, 3))
+
+
 def test_a_damaged_copy_is_replaced_and_whoever_reads_it_keeps_the_old(ring: Ring) -> None:
     for number in (1, 2, 3):
         for name, data in ring.content.items():
