@@ -22,9 +22,11 @@ attributes:
     support: full
     description: Says what would be sent, and sends nothing.
   diff_mode:
-    support: N/A
+    support: none
+    description: Nothing is changed.
   idempotent:
     support: full
+    description: It measures and changes nothing.
 options:
   url:
     description: The root of the API without C(/v1).

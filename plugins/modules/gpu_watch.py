@@ -19,9 +19,11 @@ attributes:
     support: full
     description: Looks once.
   diff_mode:
-    support: N/A
+    support: none
+    description: Nothing is changed.
   idempotent:
     support: full
+    description: It reads and changes nothing.
 options:
   until:
     description: The file whose existence ends the watch.
