@@ -95,7 +95,7 @@ ExecStart=
 ExecStart=/usr/bin/sleep infinity
 """
 
-# Its address comes from podman; NetworkManager would take the link over, and its address away, at some boots.
+# Its address comes from `make up`; NetworkManager would take the link over, and its address away, at some boots.
 MANAGEMENT_LINK = """\
 [device-eth0]
 match-device=interface-name:eth0
