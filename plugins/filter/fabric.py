@@ -5,39 +5,6 @@
 
 from __future__ import annotations
 
-DOCUMENTATION = r"""
-name: fabric_problems
-short_description: What is wrong with the rails of all nodes together
-version_added: 1.0.0
-author: The sparkrig engineers (@sparkrig)
-description:
-  - Checks the rails of all nodes against each other, on the controller, before any node is touched.
-  - The rails are either all at one switch, or cables between two nodes each; the subnets tell.
-options:
-  _input:
-    description: Node to its C(fabric_addresses), a dict of interface to address with prefix.
-    type: dict
-    required: true
-"""
-
-EXAMPLES = r"""
----
-- name: Refuse rails that contradict each other
-  ansible.builtin.assert:
-    that: (rails | sparkrig.serving.fabric_problems) | length == 0
-  vars:
-    rails:
-      spark1: {enp1s0f0np0: 10.98.1.11/24}
-      spark2: {enp1s0f0np0: 10.98.1.12/24}
-"""
-
-RETURN = r"""
-_value:
-  description: One sentence for each problem; empty when the rails fit.
-  type: list
-  elements: str
-"""
-
 import typing as t
 
 from ansible.errors import AnsibleFilterError

@@ -14,7 +14,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import f
 DOCUMENTATION = r"""
 name: kv_budget
 short_description: Answer whether a model fits, by vLLM's own rules and without vLLM
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Computes from a model's C(config.json) and the engine's options the blocks, tokens, log line and refusals of vLLM's

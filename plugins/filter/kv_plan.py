@@ -14,7 +14,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import f
 DOCUMENTATION = r"""
 name: kv_plan
 short_description: Fit a model and give the plan that is written to the nodes
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - The answer of P(sparkrig.serving.kv_budget#filter), and the text of C(plan.json) with its digest.

@@ -12,7 +12,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_report import
 DOCUMENTATION = r"""
 name: kv_report
 short_description: Show a search as a text table and as one self-contained HTML page
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - The page has a memory waterfall for each rank and context against sequences for each DCP, as SVG. It needs no

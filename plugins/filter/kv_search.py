@@ -14,7 +14,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_search import
 DOCUMENTATION = r"""
 name: kv_search
 short_description: List every legal combination that fits, best first
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Tries every combination of context parallelism, drafts, sequences, context and cache dtype against the memory of the

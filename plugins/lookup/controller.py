@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: controller
 short_description: Who this controller is, and which run this is
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Names user, machine and process of this run, and the other processes of this machine, so that

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: bench_serving
 short_description: Measure how fast a served model answers
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Sends streamed completions with prompts of an exact number of tokens, so many of them at once, and takes the time of

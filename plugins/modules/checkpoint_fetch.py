@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: checkpoint_fetch
 short_description: Bring a checkpoint to a node, from a folder or by a command
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Fills a folder beside O(path), checks the headers of the weights in it against the sizes of the files, and gives

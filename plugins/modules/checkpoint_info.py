@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: checkpoint_info
 short_description: What a model folder holds, what is wrong with it, and how many bytes each rank loads
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Reads C(config.json), the index and the headers of the safetensors files. No tensor is read, so a checkpoint of

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: checkpoint_manifest
 short_description: The SHA-256 of every file of a checkpoint, made once and verified on every run
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Keeps a manifest beside the files (C(.sparkrig-manifest.json)) with the SHA-256 of each, made in parallel.

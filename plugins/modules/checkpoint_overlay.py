@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: checkpoint_overlay
 short_description: A model folder out of a base checkpoint and an overlay, by hardlinks
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Checks both folders by their C(config.json), indexes and safetensors headers, before anything is changed.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: checkpoint_spread
 short_description: Copy a checkpoint from node to node over the rails
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Runs this node's part of a copy that goes around a ring of nodes. Each node passes on what it receives while it

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: fabric_bandwidth
 short_description: Bandwidth and latency of every pair of nodes on every rail
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Runs on all nodes at the same time. In every round each node is in one pair, so that N nodes take N - 1 rounds, and

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: fabric_collective
 short_description: All-gather and all-reduce over all nodes, or what a running NCCL chose
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - With O(mode=run), one rank of C(torch.distributed) on each node, all at the same time, from the installed runtime

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: fabric_probe
 short_description: Which interface hears which other one
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Runs on all nodes at the same time. Sends Ethernet frames of a type for local experiments on every interface that

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: fabric_rails
 short_description: Addresses, MTU and environment of the rails of a node
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Gives each rail its address and MTU through netplan, and writes the environment file for NCCL, Gloo and vLLM.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: gpu_info
 short_description: Driver, clocks, power, throttling and left-over processes of a node's GPUs
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Runs C(nvidia-smi -q -x) and reads it, whatever its exit code. A node without a GPU is an answer, not an error.

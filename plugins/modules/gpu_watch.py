@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: gpu_watch
 short_description: Power and clocks of a node's GPUs while something else is measured
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Asks C(nvidia-smi) every few seconds until O(until) exists, and returns what it saw. Run it with C(async).

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kv_budget
 short_description: Answer whether a model fits, by vLLM's own rules and without vLLM
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Computes from a model's C(config.json) and the engine's options what vLLM's memory planner would do, exact to the

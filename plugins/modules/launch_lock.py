@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: launch_lock
 short_description: One controller at a time changes the rig
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Takes, keeps or releases the launch lock of this node. A second launch is refused with who holds it.

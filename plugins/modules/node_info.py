@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: node_info
 short_description: What a node is, as far as serving a model is concerned
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Reads the platform, the memory that really counts, the free disk and the plan that is being served.

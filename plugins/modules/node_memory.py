@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: node_memory
 short_description: Empty the swap and drop the page cache, right before a launch
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - On unified memory CUDA counts page cache as used, and what was swapped out comes back page by page while the model

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: node_memory_info
 short_description: Where a node's memory is, by unit, and what a rank can really have
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Reads C(/proc) and C(/sys); runs no command, changes nothing.

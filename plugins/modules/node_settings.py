@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: node_settings
 short_description: Configuration files, sysctls, OOM scores and the default target of a node, with an undo
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Brings any number of small configuration files, kernel values and OOM scores to what they should be, in one

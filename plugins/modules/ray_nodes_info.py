@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ray_nodes_info
 short_description: The nodes of a Ray cluster, compared with the inventory
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Asks the head's GCS for its nodes, their resources and addresses and for the versions of the cluster, and names the

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: rdma_info
 short_description: RDMA devices, their ports, twins and GIDs
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Reads sysfs and nothing else, so that it also works on a recorded tree.

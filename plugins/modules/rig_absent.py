@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: rig_absent
 short_description: Take units, files and folders of the rig off a node
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Stops units by systemd, ends what they left behind, and removes their files, in this order and in one call.

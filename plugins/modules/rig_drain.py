@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: rig_drain
 short_description: Let no new request in, and wait until those under way are answered
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Closes the API's port to new connections from other machines, with an nftables table of its own, and waits until the

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: rig_service
 short_description: One systemd unit of the rig, from its text to its running process
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Writes the unit and the files that belong to it, reloads systemd where needed, enables the unit and starts it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: rig_status
 short_description: How one node of the rig is, for a table
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Reads the units of the rig, memory, swap and GPU, and on the head the engine's counters and what its watchdog wrote

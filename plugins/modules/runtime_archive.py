@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: runtime_archive
 short_description: Build a runtime (Python packages, Ray, patched vLLM) as one archive
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Makes one archive from a runtime's description. It fetches the wheels of a lock file and checks their hashes,

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: runtime_relay
 short_description: Hand a runtime's tree on to other nodes
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Listens on one address, sends the tree to each node that knows the token, to all of them at once, and ends when as

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: runtime_tree
 short_description: Install a runtime's tree on a node, switch to it, go back, remove all
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Unpacks the archive of P(sparkrig.serving.runtime_archive#module) below C(root/runtime/DIGEST), checks every file

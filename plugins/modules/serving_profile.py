@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: serving_profile
 short_description: Load a serving profile, lay overrides over it and check it
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Reads the file of a profile on the controller, and that of the profile it is based on, lays O(overrides) over it,

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: serving_state
 short_description: How the rig's services are on this node, in one glance
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Reads the state of systemd units, the health of the API, the nodes of the Ray cluster, and from the journal how far

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: unit_prune
 short_description: Stop and mask systemd units in one call, and bring them back
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Stops and masks any number of systemd units with one command each, whatever their number, after reading

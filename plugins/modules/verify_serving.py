@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: verify_serving
 short_description: Prove that the model is served as planned
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Asks the API for a real completion, and compares its metrics, its context length and the Ray cluster with the plan.

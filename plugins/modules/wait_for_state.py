@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: wait_for_state
 short_description: Wait for a state that a module reads, with progress that a person can follow
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Runs a module on the node until its result has C(ready=true), and shows its C(message) when it changes and at

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: wheel_patch
 short_description: Apply a series of unified diffs to a wheel and repack it
-version_added: 1.0.0
+version_added: 0.1.0
 author: The sparkrig engineers (@sparkrig)
 description:
   - Applies an ordered series of unified diffs to the files in a wheel and writes the result under a name whose local

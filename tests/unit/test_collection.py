@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -64,6 +65,36 @@ def test_no_role_names_a_variable_of_another_role() -> None:
             text = path.read_text(encoding="utf-8")
             named = [other for other in others if f"__{other}_" in text]
             assert named == [], path
+
+
+def test_the_changelog_has_the_version_and_every_plugin_of_it() -> None:
+    """`antsibull-changelog release --reload-plugins` writes this; nothing else would say that it was forgotten."""
+    version = str(load(PROJECT / "galaxy.yml")["version"])
+    releases = load(PROJECT / "changelogs" / "changelog.yaml")["releases"]
+    assert version in releases
+    listed = {
+        (kind, entry["name"])
+        for release in releases.values()
+        for kind, entries in {"modules": release.get("modules", []), **release.get("plugins", {})}.items()
+        for entry in entries
+    }
+    present = {
+        (folder, path.stem)
+        for folder in ("modules", "filter", "lookup")
+        for pattern in ("*.py", "*.yml")
+        for path in (PROJECT / "plugins" / folder).glob(pattern)
+        if "\nDOCUMENTATION" in path.read_text(encoding="utf-8")
+    }
+    assert listed == present
+
+
+def test_a_file_of_several_filters_documents_none_of_them() -> None:
+    """Ansible takes the DOCUMENTATION of a file of filters for all in it; the sidecars are for one filter each."""
+    for path in sorted((PROJECT / "plugins" / "filter").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r"^name: (\w+)$", text, re.MULTILINE)
+        assert names in ([], [path.stem]), path.name
+        assert not names or re.search(rf'return \{{"{path.stem}": \w+\}}', text), path.name
 
 
 @pytest.fixture(scope="module")
