@@ -218,7 +218,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "tensor_parallel_size": _parallel,
     "pipeline_parallel_size": _parallel,
     "decode_context_parallel_size": _parallel,
-    "dcp_kv_cache_interleave_size": _count,
+    "dcp_kv_cache_interleave_size": _optional_count,
+    "cp_kv_cache_interleave_size": _optional_count,
     "dcp_comm_backend": _optional_choice(("ag_rs", "a2a")),
     "kv_cache_dtype": _choice(CACHE_DTYPES),
     "block_size": _optional_count,
@@ -289,6 +290,18 @@ def _speculation(value: object) -> dict[str, Any]:
     }
 
 
+# Two names of one thing: the older one, and the one that the engine heeds since 0.30.
+_INTERLEAVES = ("dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size")
+
+
+def _interleave(old: int | None, new: int | None) -> dict[str, Any]:
+    """The DCP interleave as a field of Request."""
+    if old is not None and new is not None and old != new:
+        raise _fail(_INTERLEAVES[1], new, f"{_INTERLEAVES[0]} is {old}, and both are names of one thing")
+    given = new if old is None else old
+    return {} if given is None else {_INTERLEAVES[0]: given}
+
+
 def _cache_bytes(value: object) -> dict[str, Any]:
     if value == "auto":
         return {"kv_cache_auto": True}
@@ -314,6 +327,7 @@ def parse_request(options: Mapping[str, Any]) -> Request:
     for name, check in _CHECKS.items():
         if name in options and not (options[name] is None and name in _NULL_IS_DEFAULT):
             values[name] = check(name, options[name])
+    values.update(_interleave(values.pop(_INTERLEAVES[0], None), values.pop(_INTERLEAVES[1], None)))
     values.update(_speculation(options.get("speculative_config")))
     values.update(_cache_bytes(options.get("kv_cache_memory_bytes")))
     request = Request(**values)

@@ -14,6 +14,8 @@ import json
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import find_dialect
+
 if t.TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -208,11 +210,40 @@ def _kv_bytes(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> Value:
     return profile.get("kv_cache_memory_bytes") if planned is None else planned
 
 
+# The names of the tokens that follow each other on one rank of DCP, by the engines that heed them.
+_OLD_INTERLEAVE, _INTERLEAVE = "dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size"
+
+
+def _interleave(profile: Mapping[str, Value]) -> dict[str, Value]:
+    """The DCP interleave under the name that the profile's engine heeds.
+
+    Up to 0.28 the older name wins over the newer one, and FlashInfer reads no other. From 0.30 on the older one is
+    still parsed but, without a KV connector, does nothing: the engine would deal out single tokens, whatever was
+    planned.
+    """
+    given = {name: profile[name] for name in (_OLD_INTERLEAVE, _INTERLEAVE) if profile.get(name) is not None}
+    if not given:
+        return {}
+    if len(set(given.values())) > 1:
+        raise ValueError(
+            f"'{_INTERLEAVE}' is {given[_INTERLEAVE]!r} and '{_OLD_INTERLEAVE}' is {given[_OLD_INTERLEAVE]!r}; they are"
+            " two names of one thing, leave one of them out"
+        )
+    engine = (profile.get("fit") or {}).get("engine")
+    if not isinstance(engine, str):
+        raise ValueError(
+            f"profile key 'fit.engine' is {engine!r}; it must name the engine's version, on which the name of"
+            f" '{next(iter(given))}' depends"
+        )
+    name = _INTERLEAVE if find_dialect(engine).version >= (0, 30) else _OLD_INTERLEAVE
+    return {name: next(iter(given.values()))}
+
+
 def vllm_options(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> list[str]:
     """The options of the engine for *profile* with the KV cache of *plan*, sorted by name after the model.
 
     Raises ValueError, naming the key and the value, for a key that is no option of the engine, for a secret,
-    for a value of the wrong type and for a profile without a model.
+    for a value of the wrong type, for a profile without a model and for a DCP interleave without the engine's version.
     """
     model = profile.get("model") or {}
     path = model.get("path")
@@ -224,6 +255,7 @@ def vllm_options(profile: Mapping[str, Value], plan: Mapping[str, Value]) -> lis
         if name not in OPTIONS and name not in RIG_KEYS:
             raise ValueError(f"'{name}' is no option of the engine{nearest(name, OPTIONS)}")
     values = {name: value for name, value in profile.items() if name in OPTIONS}
+    values.update({_OLD_INTERLEAVE: None, _INTERLEAVE: None, **_interleave(profile)})
     values["kv_cache_memory_bytes"] = _kv_bytes(profile, plan)
     if values.get("max_model_len") == -1 and plan.get("planned_model_len"):
         # The engine would look for the longest of one request; the plan has looked for that of max_num_seqs.

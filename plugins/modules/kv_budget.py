@@ -52,9 +52,14 @@ options:
     type: int
     default: 1
   dcp_kv_cache_interleave_size:
-    description: Neighbouring tokens that stay on one context-parallel rank.
+    description:
+      - Neighbouring tokens that stay on one context-parallel rank; left out, 1.
+      - Since 0.30 the engine itself heeds only the newer name, O(cp_kv_cache_interleave_size). Both are taken here,
+        whatever the version, for one of them.
     type: int
-    default: 1
+  cp_kv_cache_interleave_size:
+    description: The newer name of O(dcp_kv_cache_interleave_size).
+    type: int
   dcp_comm_backend:
     description: The collective of DCP. Left out, the engine's default for the model. Some kernels know only one.
     type: str
@@ -329,7 +334,8 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "tensor_parallel_size": {"type": "int", "default": 1},
         "pipeline_parallel_size": {"type": "int", "default": 1},
         "decode_context_parallel_size": {"type": "int", "default": 1},
-        "dcp_kv_cache_interleave_size": {"type": "int", "default": 1},
+        "dcp_kv_cache_interleave_size": {"type": "int"},
+        "cp_kv_cache_interleave_size": {"type": "int"},
         "dcp_comm_backend": {"type": "str", "choices": ["ag_rs", "a2a"]},
         "kv_cache_dtype": {"type": "str", "default": "auto", "choices": list(CACHE_DTYPES)},
         "block_size": {"type": "int"},

@@ -13,6 +13,7 @@ import yaml
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._profile import load_profile, merged
 from ansible_collections.sparkrig.serving.plugins.module_utils._vllm_argv import OPTIONS, vllm_argv
+from tests.oracle.models import DEEPSEEK_V3
 from tests.oracle.oracle import Oracle
 
 VARS = Path(__file__).parents[2] / "roles/profile/vars"
@@ -59,3 +60,38 @@ def test_the_engine_reads_the_command_line(oracle: Oracle, name: str) -> None:
         assert FORK_VALUES["attention_backend"] not in answer["backends"]
     else:
         assert unknown == set()
+
+
+OLD, NEW = "dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size"
+
+
+def test_the_parser_takes_the_interleave_under_both_names(oracle: Oracle) -> None:
+    """The flag follows the version of the profile; this parser knows both."""
+    wanted = {**profile("glm52_128k_dcp4_mtp1"), OLD: 16, "attention_backend": "FLASHMLA_SPARSE"}
+    for engine, name, other in (("0.32.0", NEW, OLD), ("0.28.0", OLD, NEW)):
+        asked = {**wanted, "fit": {**wanted["fit"], "engine": engine}}
+        answer = oracle.ask("parse", argv=vllm_argv(asked, PLAN)[3:])
+        assert answer["ok"], answer
+        assert answer["values"][name] == 16
+        assert answer["values"].get(other) in (None, 1)
+
+
+def test_the_engine_heeds_the_name_that_it_gets(oracle: Oracle) -> None:
+    """Real ranks refuse an interleave that does not divide the blocks under the name of today, and miss the older."""
+    arguments = {
+        "tensor_parallel_size": 2,
+        "decode_context_parallel_size": 2,
+        "max_model_len": 256,
+        "kv_cache_memory_bytes": 2_000_000,
+    }
+    answers = {
+        name: oracle.ask(
+            "build",
+            config=DEEPSEEK_V3,
+            arguments={**arguments, name: 48},
+            available=arguments["kv_cache_memory_bytes"],
+        )
+        for name in (OLD, NEW)
+    }
+    assert answers[OLD]["ok"], answers[OLD]
+    assert "divisible by cp_kv_cache_interleave_size (48)" in answers[NEW].get("error", ""), answers[NEW]

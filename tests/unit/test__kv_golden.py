@@ -259,3 +259,4 @@ def test_interleave_is_compared_with_the_blocks_of_the_plan() -> None:
     short = glm(dcp_kv_cache_interleave_size=48, max_model_len=202_752)
     assert short["engine_error"].startswith("To serve at least one request")
     assert glm(dcp_kv_cache_interleave_size=16)["fits"] and glm(dcp_kv_cache_interleave_size=64)["fits"]
+    assert glm(cp_kv_cache_interleave_size=48)["engine_error"] == answer["engine_error"]

@@ -24,6 +24,15 @@ LLAMA = {
 }
 
 BAD = [
+    (
+        {"dcp_kv_cache_interleave_size": 64, "cp_kv_cache_interleave_size": 16},
+        "cp_kv_cache_interleave_size: 16 is not allowed; dcp_kv_cache_interleave_size is 64, and both are names of one "
+        "thing",
+    ),
+    (
+        {"cp_kv_cache_interleave_size": 0},
+        "cp_kv_cache_interleave_size: 0 is not allowed; it must be an integer of at least 1",
+    ),
     ({"tensor_parallel_size": 0}, "tensor_parallel_size: 0 is not allowed; it must be an integer of at least 1"),
     ({"tensor_parallel_size": True}, "tensor_parallel_size: True is not allowed; it must be an integer of at least 1"),
     ({"tensor_parallel_size": "4"}, "tensor_parallel_size: '4' is not allowed; it must be an integer of at least 1"),

@@ -165,6 +165,51 @@ def test_the_plan_decides_the_bytes_of_the_kv_cache(profile_bytes: int | None, p
     assert options(plan, kv_cache_memory_bytes=profile_bytes)[2:] == wanted
 
 
+OLD, NEW = "dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size"
+
+
+@pytest.mark.parametrize("given", [{OLD: 16}, {NEW: 16}, {OLD: 16, NEW: 16}, {OLD: None, NEW: 16}])
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        *[(f"0.{minor}.0", OLD) for minor in (13, 20, 24, 26, 28)],
+        ("dark-devotion", OLD),
+        *[(f"0.{minor}.0", NEW) for minor in (30, 31, 32, 33)],
+    ],
+)
+def test_the_interleave_of_dcp_goes_by_the_name_that_the_engine_heeds(
+    engine: str, name: str, given: dict[str, t.Any]
+) -> None:
+    """As the sources of these versions read it: vllm/config/vllm.py, and flashinfer.py up to 0.28."""
+    words = options(fit={"engine": engine}, tensor_parallel_size=4, decode_context_parallel_size=2, **given)
+    flag = "--" + name.replace("_", "-")
+    assert [word for word in words if "interleave" in word] == [flag]
+    assert words[words.index(flag) + 1] == "16"
+
+
+def test_no_interleave_is_given_where_the_profile_has_none() -> None:
+    assert not any("interleave" in word for word in options(dcp_kv_cache_interleave_size=None))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            {OLD: 64, NEW: 16, "fit": {"engine": "0.32.0"}},
+            f"'{NEW}' is 16 and '{OLD}' is 64; they are two names of one thing, leave one of them out",
+        ),
+        (
+            {OLD: 16},
+            "profile key 'fit.engine' is None; it must name the engine's version, on which the name of"
+            f" '{OLD}' depends",
+        ),
+    ],
+)
+def test_an_interleave_that_the_engine_could_not_follow_is_refused(keys: dict[str, t.Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        options(**keys)
+
+
 def test_options_in_json_are_canonical() -> None:
     one = options(speculative_config={"num_speculative_tokens": 1, "method": "mtp"})
     two = options(speculative_config={"method": "mtp", "num_speculative_tokens": 1})
