@@ -79,6 +79,7 @@ BARE_LONG := node checkpoint runtime
 .PHONY: test
 test: system venv ## The tests, from lint to the molecule scenarios
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target static build
+	@$(MAKE) --no-print-directory unit-alone
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target proofs bare
 	@# Last and alone, because these measure seconds.
 	@$(MAKE) --no-print-directory serving
@@ -91,7 +92,7 @@ proofs: venv ## What needs no lab but takes long: the oracle, Ansible's own gate
 	@$(MAKE) --no-print-directory source
 
 .PHONY: static
-static: lint unit ## Linters, type checks and unit tests
+static: lint unit unit-slow ## Linters, type checks and unit tests
 
 .PHONY: lint
 lint: venv ## Linters and type checks
@@ -102,9 +103,20 @@ lint: venv ## Linters and type checks
 	mypy plugins $(PYTHON_FOLDERS) $(wildcard molecule/*/tests)
 	ansible-lint
 
+# On all processors, but not on more than the memory of a small machine carries.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
+
 .PHONY: unit
-unit: venv ## Unit tests of the cores, modules and filters
-	pytest tests/unit
+unit: venv ## Unit tests of the cores, modules and filters: the inner loop
+	pytest tests/unit $(PARALLEL) -m "not slow and not alone"
+
+.PHONY: unit-slow
+unit-slow: venv ## Unit tests that take seconds each: real playbooks, whole checkpoints
+	pytest tests/unit $(PARALLEL) -m "slow and not alone"
+
+.PHONY: unit-alone
+unit-alone: venv ## Unit tests that measure seconds and bytes
+	pytest tests/unit -m alone
 
 .PHONY: reference
 reference: venv ## Write the reference of roles, modules and filters

@@ -6,6 +6,11 @@ from __future__ import annotations
 import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
+from hypothesis import settings
+
+# What an example takes says how busy the machine is; the tests that mean to measure time are marked `alone`.
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ import pytest
 from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import Layout, plan_hybrid, survey_folder
 from tests.fixtures import glm52
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 TP4 = Layout(tensor_parallel_size=4)
 BASE_BYTES = 439_842_893_136
@@ -103,6 +105,7 @@ def test_an_indexer_on_every_layer_costs_one_gib(models: Path) -> None:
     )
 
 
+@pytest.mark.alone
 def test_235400_tensors_take_seconds_and_under_300_mb(models: Path) -> None:
     """What checkpoint_info does with the whole checkpoint: base and MTP layer in one folder.
 

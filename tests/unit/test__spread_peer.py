@@ -221,6 +221,7 @@ def test_a_source_that_gives_another_content_is_named_to_all(ring: Ring) -> None
         assert not (ring.folder(number) / "b.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_come_is_named(ring: Ring) -> None:
     last = ring.run(0, 2)
     assert states(last) == {0: "failed", 2: "failed"}
@@ -266,6 +267,7 @@ def test_no_address_to_listen_on(ring: Ring) -> None:
     assert re.match(r"^n0 cannot listen on port \d+ \(192\.0\.2\.1: Cannot assign requested", last[-1]["sentence"])
 
 
+@pytest.mark.slow
 def test_the_archive_is_killed_at_random_points_and_goes_on(ring: Ring, tmp_path: Path) -> None:
     """As the unit runs it: a process for each node, from one file, with nothing but Python."""
     archive = tmp_path / "peer.pyz"

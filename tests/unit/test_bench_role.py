@@ -17,6 +17,8 @@ import pytest
 
 from tests.fixtures.engine import KEY, Engine, serving
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 PROFILE: dict[str, t.Any] = {
     "name": "small",

@@ -374,6 +374,7 @@ with patch_module_args(json.loads(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_points(models: Path, build: Run) -> None:
     """Another overlay before each run, so that each has to build; killed 0 to 60 ms into the work."""
     random = Random(4)

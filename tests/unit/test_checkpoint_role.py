@@ -17,6 +17,8 @@ import pytest
 
 from lab import checkpoint
 
+pytestmark = pytest.mark.slow
+
 PLAYBOOK = [
     {
         "name": "Serve",

@@ -125,6 +125,7 @@ def test_the_artefact_holds_the_collection_and_nothing_else(artefact: Path) -> N
     }
 
 
+@pytest.mark.slow
 def test_the_installed_collection_works_by_itself(artefact: Path, tmp_path: Path) -> None:
     """Every playbook parses, with its roles, modules and filters, where only the installed collection is."""
     bin_folder = Path(sys.executable).parent

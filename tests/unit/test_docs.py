@@ -77,6 +77,7 @@ def test_the_fit_page_gives_the_planners_numbers() -> None:
         assert f"{plan['bytes_per_token']:,} B a token" in text
 
 
+@pytest.mark.slow
 def test_the_reference_is_what_the_collection_says(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(PROJECT / "docs" / "reference.py"), str(tmp_path)], cwd=PROJECT, check=True)
     stale = [
@@ -87,6 +88,7 @@ def test_the_reference_is_what_the_collection_says(tmp_path: Path) -> None:
     assert stale == [], "run `make reference`"
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     # In strict mode a page that is missing or a link that leads nowhere is an error.
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 # Addresses that are for documentation: nothing answers there.
 INVENTORY = """
@@ -23,6 +25,7 @@ serving_profile=glm52_128k_dcp4_mtp1
 """
 
 
+@pytest.mark.slow
 def test_table_json_and_page_without_a_node(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text(INVENTORY)
     variables = {

@@ -83,6 +83,7 @@ def plans(folder: Path) -> list[dict[str, t.Any]]:
     return [json.loads((folder / name / "plan.json").read_text()) for name in NODES]
 
 
+@pytest.mark.slow
 def test_a_context_that_was_found_stays_while_it_is_served(tmp_path: Path, play: t.Callable[..., str]) -> None:
     said = play([False, False], [30_000_000, 28_000_000])
     # 379 blocks of 73,728 B fit the poorer node; one is held back, and two requests share the rest: 189 x 16 tokens.

@@ -99,6 +99,7 @@ def monitoring(folder: Path, **variables: t.Any) -> dict[str, t.Any]:
     return t.cast("dict[str, t.Any]", job)
 
 
+@pytest.mark.slow
 def test_the_scrape_configuration_is_that_of_the_inventory(tmp_path: Path) -> None:
     job = monitoring(tmp_path / "without")
     assert job == {
