@@ -130,6 +130,10 @@ docs: venv reference ## Build the site under build/site
 gates: venv ## Ansible's own gates on the collection as it is built and installed
 	python -m tests.gates.artefact
 
+.PHONY: release-check
+release-check: system venv ## The artefact, installed into an empty place, serves the model on the lab
+	@python -m tests.gates.release
+
 .PHONY: build
 build: system venv ## Build the node image and the runtime, side by side with nothing served
 	@python -m lab.build

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,10 @@ sys.path.insert(0, {wheel!r})
 from pip._internal.cli.main import main
 sys.exit(main(["install", *[word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")]]))
 """
+
+# The collection's own folders, and what Galaxy wants beside them.
+CONTENTS = {"meta", "playbooks", "plugins", "roles"}
+CONTENTS |= {"CHANGELOG.rst", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "changelogs"}
 
 IMPORTER = """\
 [galaxy-importer]
@@ -58,6 +63,15 @@ def install(folder: Path) -> tuple[Path, Path]:
     (artefact,) = (folder / "artefact").glob("*.tar.gz")
     execute([galaxy, "collection", "install", str(artefact), "--offline", "-p", str(installed)], folder, **quiet)
     return artefact, installed / "ansible_collections" / "sparkrig" / "serving"
+
+
+def check_contents(artefact: Path) -> None:
+    """Raises :class:`LabError` when the artefact holds more than the collection, or less."""
+    with tarfile.open(artefact) as archive:
+        found = {name.split("/")[0] for name in archive.getnames()}
+    if found != CONTENTS:
+        odd = ", ".join(sorted(found ^ CONTENTS))
+        raise LabError(f"{artefact.name} differs from what it should hold in {odd}; see build_ignore in galaxy.yml.")
 
 
 def provide_get_pip(home: Path) -> None:
@@ -105,6 +119,7 @@ def main() -> None:
     folder = cache_dir() / "gates"
     folder.mkdir(exist_ok=True)
     artefact, collection = install(folder)
+    check_contents(artefact)
     say(f"{artefact.name} is built and installed")
     home = folder / "home"
     home.mkdir(exist_ok=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tarfile
 import typing as t
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.gates.artefact import check_contents, install
 
 PROJECT = Path(__file__).parents[2]
 ROLES = sorted(path.name for path in (PROJECT / "roles").iterdir())
@@ -97,46 +98,29 @@ def test_a_file_of_several_filters_documents_none_of_them() -> None:
         assert not names or re.search(rf'return \{{"{path.stem}": \w+\}}', text), path.name
 
 
+Installed = tuple[Path, Path]
+
+
 @pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The collection as `ansible-galaxy` builds it."""
-    folder = tmp_path_factory.mktemp("build")
-    galaxy = Path(sys.executable).parent / "ansible-galaxy"
-    command = [str(galaxy), "collection", "build", str(PROJECT), "--output-path", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, cwd=PROJECT)
-    (path,) = folder.glob("*.tar.gz")
-    return path
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The artefact as `ansible-galaxy` builds it, and the collection as it installs it."""
+    return install(tmp_path_factory.mktemp("galaxy"))
 
 
-def test_the_artefact_holds_the_collection_and_nothing_else(artefact: Path) -> None:
-    with tarfile.open(artefact) as archive:
-        top = {name.split("/")[0] for name in archive.getnames()}
-    assert top == {
-        "CHANGELOG.rst",
-        "FILES.json",
-        "LICENSE",
-        "MANIFEST.json",
-        "README.md",
-        "changelogs",
-        "meta",
-        "playbooks",
-        "plugins",
-        "roles",
-    }
+def test_the_artefact_holds_the_collection_and_nothing_else(installed: Installed) -> None:
+    check_contents(installed[0])
 
 
 @pytest.mark.slow
-def test_the_installed_collection_works_by_itself(artefact: Path, tmp_path: Path) -> None:
+def test_the_installed_collection_works_by_itself(installed: Installed, tmp_path: Path) -> None:
     """Every playbook parses, with its roles, modules and filters, where only the installed collection is."""
     bin_folder = Path(sys.executable).parent
     environment = {
         "PATH": f"{bin_folder}:/usr/bin:/bin",
         "HOME": str(tmp_path),
-        "ANSIBLE_COLLECTIONS_PATH": str(tmp_path),
+        "ANSIBLE_COLLECTIONS_PATH": str(installed[1].parents[2]),
         "LC_ALL": "C.UTF-8",
     }
-    install = [str(bin_folder / "ansible-galaxy"), "collection", "install", str(artefact), "-p", str(tmp_path)]
-    subprocess.run([*install, "--offline"], check=True, capture_output=True, env=environment, cwd=tmp_path)
     names = [f"sparkrig.serving.{path.stem}" for path in PLAYBOOKS]
     check = [str(bin_folder / "ansible-playbook"), "--syntax-check", "-i", "spark1,", *names]
     result = subprocess.run(check, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)

@@ -1,0 +1,89 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``make release-check``: the artefact alone takes the lab to a served model.
+
+The collection is built, installed into a folder that is empty, and run from there with a copy of the lab's inventory,
+an ``ansible.cfg`` of two lines and an environment that names nothing of the checkout: ``site``, ``verify``, and
+``site`` again, which has nothing to change.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import typing as t
+from pathlib import Path
+
+from lab.common import LabError, cache_dir, main_guard, say
+from lab.demo import build
+from lab.nodes import INVENTORY
+from lab.play import Outcome, parse_recap
+from tests.gates.artefact import BIN, PROJECT, check_contents, install
+
+# What a user's shell has; the two of the lab say where its nodes' keys are.
+ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "SPARKRIG_CACHE", "SPARKRIG_LAB", "TERM", "USER")
+CONFIGURATION = "[defaults]\ncollections_path = {installed}\n"
+
+
+def make_place(place: Path, installed: Path) -> None:
+    """A folder as somebody has it who only installed the collection: an inventory and a configuration."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    shutil.copytree(INVENTORY, place / "inventory")
+    (place / "ansible.cfg").write_text(CONFIGURATION.format(installed=installed), encoding="utf-8")
+
+
+def environment() -> dict[str, str]:
+    """The environment of the runs: neither this checkout nor what `make` has set is in it."""
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    return {**kept, "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin", "ANSIBLE_NOCOLOR": "1"}
+
+
+def play(place: Path, name: str, *options: str) -> Outcome:
+    """Run a playbook of the installed collection; raises :class:`LabError` with its last words when it fails."""
+    process = subprocess.Popen(
+        [str(BIN / "ansible-playbook"), "-i", "inventory", f"sparkrig.serving.{name}", *options],
+        cwd=place,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in t.cast("t.IO[str]", process.stdout):
+        lines.append(line)
+        if line.startswith("TASK ["):
+            say(f"{name}: {line.strip().rstrip('* ')}")
+    outcome = Outcome(process.wait(), "".join(lines), parse_recap("".join(lines)))
+    if outcome.code != 0:
+        last = "".join(lines[-25:])
+        raise LabError(f"{name} of the installed collection failed (exit {outcome.code}):\n{last}")
+    if str(PROJECT) in outcome.text:
+        raise LabError(f"{name} of the installed collection names {PROJECT}, so it used the checkout:\n{outcome.text}")
+    return outcome
+
+
+def main() -> None:
+    """The whole check; the lab is left serving."""
+    folder = cache_dir() / "release"
+    folder.mkdir(exist_ok=True)
+    artefact, collection = install(folder)
+    check_contents(artefact)
+    say(f"{artefact.name} is installed; it holds what a user needs and nothing else")
+    place = folder / "place"
+    make_place(place, collection.parents[2])
+    play(place, "site", "--syntax-check")
+    build()
+    first = play(place, "site")
+    say(f"site served the model: {first.changed} changed on {len(first.recap)} nodes")
+    play(place, "verify")
+    again = play(place, "site")
+    if again.changed:
+        raise LabError(f"the second site changed {again.changed}, expected 0:\n{again.text}")
+    say(f"release-check: {artefact.name} serves by itself; a second run changed 0 on {len(again.recap)} nodes")
+
+
+if __name__ == "__main__":
+    main_guard(main)
