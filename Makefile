@@ -73,8 +73,8 @@ SERVING := interrupted default refusals changed_plan dead_node reset
 # The same, but long: speed, Ray and who may join it, every fault, and vLLM's own executor instead of Ray.
 SERVING_LONG := default bench ray_cluster faults executor_mp
 # On bare nodes, each of which it leaves bare.
-BARE := fabric
-BARE_LONG := node checkpoint runtime
+BARE := fabric node runtime
+BARE_LONG := reset_halfway checkpoint
 
 .PHONY: test
 test: system venv ## The tests, from lint to the molecule scenarios
