@@ -71,7 +71,7 @@ clean: down ## Remove the lab and its cache
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
 SERVING := interrupted default refusals changed_plan dead_node reset
 # The same, but long: speed, Ray and who may join it, every fault, and vLLM's own executor instead of Ray.
-SERVING_LONG := default bench ray_cluster faults executor_mp
+SERVING_LONG := default bench ray_cluster faults executor_mp ctrl_c
 # On bare nodes, each of which it leaves bare.
 BARE := fabric node runtime
 BARE_LONG := reset_halfway checkpoint
@@ -86,9 +86,10 @@ test: system venv ## The tests, from lint to the molecule scenarios
 	@echo "make test: everything passed"
 
 .PHONY: proofs
-proofs: venv ## What needs no lab but takes long: the oracle, Ansible's own gates, and a build from source
+proofs: venv ## What needs no lab but takes long: the oracle, the gates, the matrix, and a build from source
 	@$(MAKE) --no-print-directory oracle
 	@$(MAKE) --no-print-directory gates
+	@$(MAKE) --no-print-directory matrix
 	@$(MAKE) --no-print-directory source
 
 .PHONY: static
@@ -100,6 +101,8 @@ lint: venv ## Linters and type checks
 	ruff format --check .
 	shellcheck lab/system.sh lab/beside.sh .ci/run
 	yamllint --strict .
+	antsibull-changelog lint
+	antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml
 	mypy plugins $(PYTHON_FOLDERS) $(wildcard molecule/*/tests)
 	ansible-lint
 
@@ -129,6 +132,10 @@ docs: venv reference ## Build the site under build/site
 .PHONY: gates
 gates: venv ## Ansible's own gates on the collection as it is built and installed
 	python -m tests.gates.artefact
+
+.PHONY: matrix
+matrix: venv ## The oldest and the newest Ansible, and every Python that a node may have
+	python -m tests.gates.matrix
 
 .PHONY: release-check
 release-check: system venv ## The artefact, installed into an empty place, serves the model on the lab

@@ -67,10 +67,17 @@ def play(playbook: str, variables: dict[str, t.Any] | None = None, options: Sequ
     return Outcome(result.returncode, result.stdout, parse_recap(result.stdout))
 
 
-def play_until(playbook: str, task: str, seconds: float, variables: dict[str, t.Any] | None = None) -> str:
+def play_until(
+    playbook: str,
+    task: str,
+    seconds: float,
+    variables: dict[str, t.Any] | None = None,
+    by: signal.Signals = signal.SIGKILL,
+) -> str:
     """Run *playbook*, and kill it *seconds* after *task* has begun, with everything that it started.
 
-    *task* is the beginning of "role : name", as the play shows it.
+    *task* is the beginning of "role : name", as the play shows it. *by* is the signal that every process of the run
+    gets; SIGINT is what a terminal sends on Ctrl-C.
 
     Returns what it printed. Raises AssertionError when the run ends by itself before that.
     """
@@ -88,10 +95,11 @@ def play_until(playbook: str, task: str, seconds: float, variables: dict[str, t.
     for line in process.stdout:
         printed.append(line)
         if line.startswith(f"TASK [sparkrig.serving.{task}"):
-            threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL)).start()
+            threading.Timer(seconds, os.killpg, (process.pid, by)).start()
             break
     printed += process.stdout.readlines()
     text = "".join(printed)
-    if process.wait() != -signal.SIGKILL:
+    # Ansible answers Ctrl-C with an exit status of its own.
+    if process.wait() != (99 if by == signal.SIGINT else -by):
         raise AssertionError(f"{playbook} ended by itself before it was killed in {task}:\n{text}")
     return text
