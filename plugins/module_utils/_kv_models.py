@@ -289,15 +289,20 @@ def _plain(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
 
 
-def _unwindowed(fields: _Fields, family: Family) -> tuple[Layer, ...]:
-    """Models whose vLLM class never uses a window."""
-    return ((_windowed(_heads(fields, family), None),),) * _layer_count(fields)
+def _alike(fields: _Fields, family: Family) -> tuple[Layer, ...]:
+    """Models whose vLLM class knows no window: the engine puts that of the config on all layers or on none."""
+    heads, count, window = _heads(fields, family), _layer_count(fields), _window_size(fields, family)
+    types = fields.layer_types(count)
+    if types is not None and set(types) != {"sliding_attention"}:
+        window = None
+    return ((_windowed(heads, window),),) * count
 
 
 def _moe_heads(fields: _Fields, family: Family) -> tuple[Layer, ...]:
-    """GLM-4.x MoE: full attention, and a model class that reads head_dim without a default."""
-    fields.integer("head_dim")
-    return _unwindowed(fields, family)
+    """GLM-4.x MoE: a model class that reads head_dim without a default."""
+    if "head_dim" not in fields.config:
+        fields.integer("head_dim")
+    return _alike(fields, family)
 
 
 def _qwen_types(fields: _Fields, count: int) -> list[str]:
@@ -401,11 +406,13 @@ def _alternating(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     """Gemma: windows on most layers."""
     heads, count = _heads(fields, family), _layer_count(fields)
     window = _window_size(fields, family)
-    if window is None:
-        raise ValueError(f"config: sliding_window is missing; model_type {fields.model_type} has windowed layers")
     if fields.config.get("use_bidirectional_attention"):
         raise ValueError("config: use_bidirectional_attention is an embedding model, which keeps no cache")
     types = _types(fields, family, count)
+    odd = [entry for entry in types if entry not in ("full_attention", "sliding_attention")]
+    if odd and fields.model_type == "gemma3_text":
+        # The model's class looks up the rotary embedding of the layer by its type.
+        fields.refusal = repr(odd[0])
     return tuple((_windowed(heads, window if entry == "sliding_attention" else None),) for entry in types)
 
 
@@ -510,6 +517,9 @@ def _gated_delta(fields: _Fields, family: Family) -> tuple[Layer, ...]:
         columns=key,
         dtype=_state_dtype(fields, "mamba_ssm_dtype") if fields.model_type.startswith("qwen3_5") else None,
     )
+    odd = [entry for entry in types if entry not in ("full_attention", "linear_attention")]
+    if odd:
+        fields.refusal = f"Invalid layer_type {odd[0]}"
     recurrent, full = (Cache(STATE, state=state),), (_windowed(heads, None),)
     return tuple(full if entry == "full_attention" else recurrent for entry in types)
 
@@ -622,9 +632,7 @@ _FAMILIES: dict[str, Family] = {
         defaults=_KV_8,
     ),
     "qwen2": Family(_qwen, types=_qwen_types, own_head_dim=False, defaults=_KV_32, nullable=(_KV_HEADS,)),
-    "qwen2_moe": Family(
-        _qwen2_moe, types=_qwen2_moe_types, own_head_dim=False, defaults=((_KV_HEADS, 16),), nullable=(_KV_HEADS,)
-    ),
+    "qwen2_moe": Family(_qwen2_moe, types=_qwen2_moe_types, own_head_dim=False, defaults=((_KV_HEADS, 16),)),
     "qwen3": Family(_qwen, types=_qwen_types, defaults=_HEAD_128 + _KV_32, nullable=(_KV_HEADS,)),
     "qwen3_moe": Family(
         _qwen3_moe,
@@ -663,7 +671,7 @@ _FAMILIES: dict[str, Family] = {
         _alternating, types=_gemma3_types, whole_hidden=True, defaults=_GEMMA2 + (("max_position_embeddings", 131072),)
     ),
     "gpt_oss": Family(_gpt_oss, attention="attn.attn", defaults=(("head_dim", 64), ("sliding_window", 128), *_KV_8)),
-    "glm4": Family(_unwindowed, defaults=(*_HEAD_128, (_KV_HEADS, 2))),
+    "glm4": Family(_alike, defaults=(*_HEAD_128, (_KV_HEADS, 2))),
     "glm4_moe": Family(
         _moe_heads,
         mtp_key=_MTP_KEY,
@@ -684,7 +692,7 @@ _FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(_mla, mtp_key=_MTP_KEY, mla=True, sparse=True),
     "kimi_k2": Family(_mla, mla=True),
     "mimo_v2_flash": Family(_mimo, mtp_layers=1),
-    "minimax_m2": Family(_unwindowed, defaults=_HEAD_128 + _KV_8),
+    "minimax_m2": Family(_alike, defaults=_HEAD_128 + _KV_8),
     "nemotron_h": Family(
         _nemotron_h,
         mtp_key=_MTP_KEY,
@@ -757,6 +765,46 @@ _CONTEXT_KEYS = (
     "max_seq_length",
     "seq_len",
 )
+# The longest context of a model whose config does not say, by its config class.
+_POSITIONS = {
+    "deepseek_v2": 2048,
+    "deepseek_v3": 4096,
+    "deepseek_v32": 4096,
+    "gemma2": 8192,
+    "gemma3_text": 131_072,
+    "glm4": 131_072,
+    "glm4_moe": 131_072,
+    "glm4_moe_lite": 202_752,
+    "glm_moe_dsa": 202_752,
+    "gpt_oss": 131_072,
+    "kimi_k2": 4096,
+    "llama": 2048,
+    "llama4_text": 131_072,
+    "mimo_v2_flash": 131_072,
+    "minimax_m2": 196_608,
+    "ministral3": 262_144,
+    "mistral": 131_072,
+    "mixtral": 131_072,
+    "nemotron_h": 4096,
+    "qwen2": 32_768,
+    "qwen2_moe": 32_768,
+    "qwen3": 32_768,
+    "qwen3_5_moe_text": 32_768,
+    "qwen3_5_text": 32_768,
+    "qwen3_moe": 32_768,
+    "qwen3_next": 32_768,
+    "whisper": 448,
+}
+# What a rotary embedding cannot be made without.
+_ROPE_KEYS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "su": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "mrope": ("mrope_section",),
+}
 # Rope types that leave max_position_embeddings as it is.
 _YARNS = ("yarn", "deepseek_yarn", "deepseek_llama_scaling")
 _UNSCALED_ROPES = ("su", "longrope", "llama3", *_YARNS)
@@ -793,11 +841,17 @@ def _identify(config: Config) -> tuple[str, Config]:
     )
 
 
-def _context(fields: _Fields, family: Family) -> tuple[int | None, str]:
-    """The longest context by the config: the smallest of its length keys, times a linear rope factor."""
+def _context(fields: _Fields, family: Family, window: int | None) -> tuple[int | None, str]:
+    """The longest context by the config: the smallest of its length keys, times a linear rope factor.
+
+    window: one that was switched off, beyond which the model was not trained.
+    """
     config = fields.config
     found: int | None = None
     key_of = ""
+    own = "max_target_positions" if fields.model_type == "whisper" else "max_position_embeddings"
+    if own in config and config[own] is None:
+        raise ValueError(f"config: {own} is null; model_type {fields.model_type} wants an integer, or the key left out")
     for key in _CONTEXT_KEYS:
         if config.get(key) is None:
             continue
@@ -807,8 +861,14 @@ def _context(fields: _Fields, family: Family) -> tuple[int | None, str]:
     if config.get("model_max_length"):
         found, key_of = fields.integer("model_max_length"), "model_max_length"
     if found is None:
-        found = family.default("max_position_embeddings")
-        key_of = "max_position_embeddings"
+        # What is asked for is planned: the default comes with the engine's version of transformers.
+        fields.derived[own] = (
+            f"the engine's default for model_type {fields.model_type} is {_POSITIONS[fields.model_type]}, and it "
+            "refuses a longer max_model_len"
+        )
+        found, key_of = family.default(own), own
+    if found is not None and window is not None and window < found:
+        found, key_of = window, "sliding_window"
     if found is None or fields.model_type.startswith("gemma3"):
         return found, key_of
     return int(found * _rope_factor(config)), key_of
@@ -835,6 +895,14 @@ def _ropes(config: Config) -> list[Config]:
     if not isinstance(ropes, dict):
         return []
     return [entry for entry in ropes.values() if isinstance(entry, dict)] or [ropes]
+
+
+def _check_ropes(fields: _Fields) -> None:
+    for rope in _ropes(fields.config):
+        kind = _rope_type(rope)
+        missing = [key for key in _ROPE_KEYS.get(str(kind), ()) if key not in rope]
+        if missing:
+            raise ValueError(f"config: rope_parameters has no {missing[0]}, which rope_type {kind} needs")
 
 
 def _rope_type(rope: Config) -> object:
@@ -985,13 +1053,27 @@ def _merged_part(part: Config, overrides: Config) -> dict[str, Any]:
     return merged
 
 
-def read_model(config: Config) -> Model:
-    """The model behind a config.json (as a dict, hf_overrides already laid over it)."""
+def _switched_off(fields: _Fields, family: Family) -> int | None:
+    """The window that disable_sliding_window takes from a model, and which no request may be longer than then."""
+    if fields.model_type == "mimo_v2_flash":
+        raise ValueError("disable_sliding_window: the heads of windowed layers of model_type mimo_v2_flash need it")
+    return _qwen_window(fields) if fields.model_type.startswith("qwen") else _window_size(fields, family)
+
+
+def read_model(config: Config, windowless: bool = False) -> Model:
+    """The model behind a config.json (as a dict, hf_overrides already laid over it).
+
+    windowless: the engine was told to do without sliding windows.
+    """
     model_type, text = _identify(config)
     family = _FAMILIES[model_type]
     fields = _Fields(text, model_type)
+    window = _switched_off(fields, family) if windowless else None
+    if window is not None:
+        fields.config = {**text, "sliding_window": None}
     layers = family.build(fields, family)
-    context, context_key = _context(fields, family)
+    _check_ropes(fields)
+    context, context_key = _context(fields, family, window)
     if model_type == "whisper":
         query = kv = fields.integer("decoder_attention_heads")
     elif family.mla:

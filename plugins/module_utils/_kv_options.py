@@ -73,6 +73,8 @@ class Request:
     kv_cache_layout: str = "LBNHC"
     num_gpu_blocks_override: int | None = None
     disable_hybrid_kv_cache_manager: bool | None = None
+    disable_sliding_window: bool = False
+    async_scheduling: bool | None = None
     weights_bytes: tuple[int, ...] = ()
     memory_available_bytes: tuple[int | None, ...] = ()
     memory_total_bytes: tuple[int, ...] = ()
@@ -237,6 +239,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "kv_cache_layout": _choice(LAYOUTS),
     "num_gpu_blocks_override": _optional_count,
     "disable_hybrid_kv_cache_manager": _optional_boolean,
+    "disable_sliding_window": _boolean,
+    "async_scheduling": _optional_boolean,
     "kv_cache_limit_bytes": _by_rank,
     "weights_bytes": _by_rank,
     "memory_available_bytes": _readings,

@@ -302,7 +302,7 @@ def find_model(request: Request, dialect: Dialect) -> Model:
     """The model with the engine's reading of its config."""
     config, assumptions = settled(request.config)
     config = merge_overrides(config, request.hf_overrides)
-    model = read_model(config)
+    model = read_model(config, windowless=request.disable_sliding_window)
     model = replace(model, assumptions=tuple(sorted({*model.assumptions, *assumptions})))
     if dialect.rescales_yarn and model.old_context != model.context:
         found = model.old_context if model.default_context == model.context else model.default_context
@@ -330,13 +330,23 @@ def _state_mode(request: Request, model: Model, dialect: Dialect) -> str:
     return "all" if every else "align"
 
 
+def _overlaps(request: Request) -> bool:
+    """Whether the next step is scheduled before the last one is settled: where nothing speaks against it."""
+    if request.device != "cuda" or request.async_scheduling is False:
+        return False
+    if request.speculative_method != "ngram":
+        return True
+    if request.async_scheduling:
+        raise EngineRefusal(texts.ngram_overlap())
+    return False
+
+
 def _in_flight(request: Request, dialect: Dialect) -> int:
     """Tokens that are scheduled but not settled: one batch, or every batch that is in flight."""
     tokens, stages = request.max_num_batched_tokens, request.pipeline_parallel_size
     if dialect.in_flight == "batch":
         return tokens
-    overlaps = request.device == "cuda" and request.speculative_method != "ngram"
-    if overlaps and (stages == 1 or dialect.overlaps_stages):
+    if _overlaps(request) and (stages == 1 or dialect.overlaps_stages):
         return tokens * (stages + 1)
     return tokens * stages
 

@@ -202,6 +202,14 @@ def cpu_cache_gate(dialect: Dialect, free_bytes: int, total_bytes: int, cache_by
     )
 
 
+def ngram_overlap() -> str:
+    """Asynchronous scheduling was demanded, and n-gram drafts need the tokens of the step before."""
+    return (
+        "Currently, async scheduling is only supported with EAGLE/MTP/Draft Model/NGram GPU/DSpark/DFlash kind of "
+        "speculative decoding"
+    )
+
+
 def no_draft_layers() -> str:
     """Drafts of a model that has no draft layers: the engine divides by their number."""
     return "integer modulo by zero"

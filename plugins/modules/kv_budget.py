@@ -160,6 +160,13 @@ options:
   disable_hybrid_kv_cache_manager:
     description: Whether windowed layers are allocated as full attention. Left out, the engine's default.
     type: bool
+  disable_sliding_window:
+    description: Whether the engine does without sliding windows. No request may be longer than the window then.
+    type: bool
+    default: false
+  async_scheduling:
+    description: Whether steps are scheduled ahead. Left out, wherever the engine can.
+    type: bool
   weights_bytes:
     description: Bytes of weights on each rank, or a list by rank.
     type: raw
@@ -357,6 +364,8 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "kv_cache_layout": {"type": "str", "default": "LBNHC", "choices": list(LAYOUTS)},
         "num_gpu_blocks_override": {"type": "int"},
         "disable_hybrid_kv_cache_manager": {"type": "bool"},
+        "disable_sliding_window": {"type": "bool", "default": False},
+        "async_scheduling": {"type": "bool"},
         "weights_bytes": {"type": "raw"},
         "memory_available_bytes": {"type": "raw"},
         "memory_total_bytes": {"type": "raw"},

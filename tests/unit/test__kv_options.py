@@ -25,6 +25,18 @@ LLAMA = {
 
 BAD = [
     (
+        {"config": {**LLAMA, "max_position_embeddings": None}},
+        "config: max_position_embeddings is null; model_type llama wants an integer, or the key left out",
+    ),
+    (
+        {"config": {**LLAMA, "rope_scaling": {"rope_type": "linear"}}},
+        "config: rope_parameters has no factor, which rope_type linear needs",
+    ),
+    (
+        {"config": {**LLAMA, "rope_scaling": {"type": "mrope", "factor": 2.0}}},
+        "config: rope_parameters has no mrope_section, which rope_type mrope needs",
+    ),
+    (
         {"dcp_kv_cache_interleave_size": 64, "cp_kv_cache_interleave_size": 16},
         "cp_kv_cache_interleave_size: 16 is not allowed; dcp_kv_cache_interleave_size is 64, and both are names of one "
         "thing",
@@ -111,7 +123,7 @@ BAD = [
         "config: num_key_value_heads is '2'; it must be an integer of at least 1",
     ),
     (
-        {"config": {**LLAMA, "max_position_embeddings": None}, "max_model_len": -1},
+        {"config": {key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}, "max_model_len": -1},
         "config: max_position_embeddings is missing, so max_model_len must be a number of tokens for model_type llama",
     ),
     (
@@ -185,7 +197,7 @@ def test_bad_input(change: dict[str, t.Any], message: str) -> None:
 
 def test_unknown_option() -> None:
     """An option that is spelled wrong is not swallowed."""
-    with pytest.raises(ValueError, match="^max_len: unknown option; known are attention_backend, block_size, "):
+    with pytest.raises(ValueError, match="^max_len: unknown option; known are async_scheduling, attention_backend, "):
         fit({"config": LLAMA, "max_len": 5})
     with pytest.raises(ValueError, match="^options: a dictionary is needed, not list$"):
         fit([])  # type: ignore[arg-type]
