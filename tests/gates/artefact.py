@@ -37,6 +37,9 @@ sys.exit(main(["install", *[word for word in sys.argv[1:] if word not in ("--no-
 CONTENTS = {"meta", "playbooks", "plugins", "roles"}
 CONTENTS |= {"CHANGELOG.rst", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "changelogs"}
 
+# What a user's shell has; the two of the lab say where its nodes' keys are.
+ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "SPARKRIG_CACHE", "SPARKRIG_LAB", "TERM", "USER")
+
 IMPORTER = """\
 [galaxy-importer]
 RUN_ANSIBLE_DOC = True
@@ -50,6 +53,13 @@ def execute(argv: Sequence[str], folder: Path, **environment: str) -> None:
     result = subprocess.run(argv, cwd=folder, env={**os.environ, **environment}, check=False)
     if result.returncode != 0:
         raise LabError(f"'{' '.join(argv)}' failed (exit {result.returncode}); what it found stands above.")
+
+
+def bare_environment(folder: Path, bin_folder: Path = BIN) -> dict[str, str]:
+    """The environment of a shell in *folder*: neither this checkout nor what `make` has set is in it."""
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    path = f"{bin_folder}:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {**kept, "PATH": path, "PWD": str(folder), "ANSIBLE_NOCOLOR": "1"}
 
 
 def install(folder: Path) -> tuple[Path, Path]:

@@ -10,7 +10,6 @@ an ``ansible.cfg`` of two lines and an environment that names nothing of the che
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import typing as t
@@ -20,10 +19,8 @@ from lab.common import LabError, cache_dir, main_guard, say
 from lab.demo import build
 from lab.nodes import INVENTORY
 from lab.play import Outcome, parse_recap
-from tests.gates.artefact import BIN, PROJECT, check_contents, install
+from tests.gates.artefact import BIN, PROJECT, bare_environment, check_contents, install
 
-# What a user's shell has; the two of the lab say where its nodes' keys are.
-ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "SPARKRIG_CACHE", "SPARKRIG_LAB", "TERM", "USER")
 CONFIGURATION = "[defaults]\ncollections_path = {installed}\n"
 
 
@@ -35,18 +32,12 @@ def make_place(place: Path, installed: Path) -> None:
     (place / "ansible.cfg").write_text(CONFIGURATION.format(installed=installed), encoding="utf-8")
 
 
-def environment() -> dict[str, str]:
-    """The environment of the runs: neither this checkout nor what `make` has set is in it."""
-    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    return {**kept, "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin", "ANSIBLE_NOCOLOR": "1"}
-
-
 def play(place: Path, name: str, *options: str) -> Outcome:
     """Run a playbook of the installed collection; raises :class:`LabError` with its last words when it fails."""
     process = subprocess.Popen(
         [str(BIN / "ansible-playbook"), "-i", "inventory", f"sparkrig.serving.{name}", *options],
         cwd=place,
-        env=environment(),
+        env=bare_environment(place),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

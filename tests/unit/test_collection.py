@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import typing as t
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ def test_no_role_names_a_variable_of_another_role() -> None:
             text = path.read_text(encoding="utf-8")
             named = [other for other in others if f"__{other}_" in text]
             assert named == [], path
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_variable_of_a_role_is_dead(role: str) -> None:
+    """A default is read by the role; what a task registers, sets or is given is read somewhere else than there."""
+    folder = PROJECT / "roles" / role
+    sources = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != "meta"]
+    counted: Counter[str] = Counter()
+    for path in sources:
+        if path.suffix in (".j2", ".yml"):
+            # A comment of a playbook reads nothing; in a template it is part of what is written.
+            comment = "^ *#.*$" if path.suffix == ".yml" else "{#.*?#}"
+            text = re.sub(comment, "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            counted.update(re.findall(r"\w+", text))
+    internal = {name for name in counted if name.startswith(f"__{role}_")}
+    defaults = set(load(folder / "defaults" / "main.yml"))
+    assert sorted(name for name in defaults | internal if counted[name] < 2) == []
 
 
 def test_the_changelog_has_the_version_and_every_plugin_of_it() -> None:
