@@ -181,8 +181,9 @@ long: ## What is too long for `make test`: builds from source, and the long scen
 	@$(MAKE) --no-print-directory serving SERVING="$(SERVING_LONG)"
 
 .PHONY: faults
-faults: demo ## Every fault on a lab that serves, and a table of how each one ended
-	SPARKRIG_FAULTS=all pytest -s molecule/faults/tests
+faults: demo ## Every fault on a lab that serves, a table of how each one ended, two controllers, Ctrl-C in every role
+	SPARKRIG_FAULTS=all pytest -v -s molecule/faults/tests molecule/refusals/tests/test_two_controllers.py \
+	  molecule/ctrl_c/tests
 
 .PHONY: bench
 bench: venv ## Benchmarks, printed
