@@ -1069,7 +1069,7 @@ def read_model(config: Config, windowless: bool = False) -> Model:
     family = _FAMILIES[model_type]
     fields = _Fields(text, model_type)
     window = _switched_off(fields, family) if windowless else None
-    if window is not None:
+    if windowless:
         fields.config = {**text, "sliding_window": None}
     layers = family.build(fields, family)
     _check_ropes(fields)

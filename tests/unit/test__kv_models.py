@@ -280,6 +280,10 @@ def test_windows_that_are_switched_off() -> None:
     assert ([group["spec"] for group in answer["groups"]], answer["planned_model_len"]) == (["full"], 1024)
     assert "(sliding_window=1024.0 or" in fit({**options, "max_model_len": 1025})["engine_error"]
     assert fit({**options, "config": {**config, "sliding_window": None}})["planned_model_len"] == 131_072
+    # A window that the config promises and does not give is not missed either.
+    llama = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+    llama.update(layer_types=["sliding_attention", "full_attention"], max_position_embeddings=4096)
+    assert fit({**options, "config": llama})["fits"]
 
 
 @pytest.mark.parametrize(
