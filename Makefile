@@ -116,6 +116,7 @@ unit: venv ## Unit tests of the cores, modules and filters: the inner loop
 .PHONY: unit-slow
 unit-slow: venv ## Unit tests that take seconds each: real playbooks, whole checkpoints
 	pytest tests/unit $(PARALLEL) -m "slow and not alone"
+	@python -m docs.commands
 
 .PHONY: unit-alone
 unit-alone: venv ## Unit tests that measure seconds and bytes
@@ -127,7 +128,7 @@ reference: venv ## Write the reference of roles, modules and filters
 
 .PHONY: docs
 docs: venv reference ## Build the site under build/site
-	@python -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet --strict
 
 .PHONY: gates
 gates: venv ## Ansible's own gates on the collection as it is built and installed

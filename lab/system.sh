@@ -5,9 +5,9 @@
 # Install the packages that the lab needs of this machine, if one of their programs is missing.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
-set -- podman crun runc mmdebstrap iproute2 openssh-client shellcheck util-linux libnuma1 python3-venv
+set -- podman crun runc mmdebstrap iproute2 openssh-client curl shellcheck util-linux libnuma1 python3-venv
 missing=""
-for program in podman runc mmdebstrap ip ssh shellcheck nsenter; do
+for program in podman runc mmdebstrap ip ssh curl shellcheck nsenter; do
   command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
 # Debian keeps what `python3 -m venv` needs in a package of its own.

@@ -7,47 +7,84 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+from docs.commands import OWN_LAB, PAGES, PROJECT, SPARKS, UNIT, commands, execute, make_workplace, marked
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
 PLAYBOOKS = {path.stem for path in (PROJECT / "playbooks").glob("*.yml")}
+SCENARIOS = {path.parent.name for path in (PROJECT / "molecule").glob("*/molecule.yml")}
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-
-
-def commands(page: Path) -> list[str]:
-    """Every command in the page's ``sh`` blocks, comments taken away, continued lines joined."""
-    found = []
-    for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = line.split("  #")[0].split(" # ")[0].strip()
-            if words and not words.startswith("#"):
-                found.append(words)
-    return found
+# Files of tests that run playbooks on nodes, or build a runtime.
+ON_NODES = [*(PROJECT / "molecule").glob("*/tests/test_*.py"), *(PROJECT / "lab").glob("*.py")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_exists(page: Path) -> None:
+def test_every_command_exists_and_somebody_runs_it(page: Path) -> None:
     for command in commands(page):
-        words = shlex.split(command)
+        words = command.words
         if words[0] == "make":
             assert set(words[1:]) <= MAKE_TARGETS, command
         elif words[0] == "ansible-playbook":
-            name = words[1].removeprefix("sparkrig.serving.").removesuffix(".yml")
-            assert name in PLAYBOOKS, command
+            assert command.playbook in PLAYBOOKS, command
             inventories = [words[number + 1] for number, word in enumerate(words) if word == "-i"]
             assert all((PROJECT / inventory).is_dir() for inventory in inventories), command
         elif words[0] == "pytest":
             assert all((PROJECT / path).exists() for path in words[1:]), command
         else:
-            assert words[0] in {"curl", "ansible-galaxy", "cp", "lab/beside.sh", "source", "tar", "sha256sum"}, command
+            assert words[0] in {"curl", "ansible-galaxy", "lab/beside.sh", "source"}, command
+        assert command.mark in {UNIT, OWN_LAB, SPARKS, *(f"run: {name}" for name in SCENARIOS)}, command
+
+
+def test_a_scenario_runs_the_commands_that_are_marked_with_its_name() -> None:
+    for name in SCENARIOS:
+        if marked(f"run: {name}"):
+            text = (PROJECT / "molecule" / name / "tests" / "test_commands.py").read_text(encoding="utf-8")
+            assert f'marked("run: {name}")' in text
+
+
+def test_what_needs_sparks_runs_on_the_lab_as_well() -> None:
+    """The same playbook, with the inventory of the lab."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in ON_NODES)
+    run = set(re.findall(r'"sparkrig\.serving\.(\w+)"', text))
+    assert {command.playbook for command in marked(SPARKS)} <= run
+
+
+@pytest.mark.slow
+def test_what_needs_sparks_is_parsed(tmp_path: Path) -> None:
+    workplace = tmp_path / "serving"
+    make_workplace(workplace)
+    for command in marked(SPARKS):
+        done = execute(replace(command, text=f"{command.text} --syntax-check"), workplace)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_what_needs_nothing_runs(tmp_path: Path) -> None:
+    """All in one copy, in the order of the pages: a later one may need what an earlier one made."""
+    workplace = tmp_path / "serving"
+    make_workplace(workplace)
+    for command in marked(UNIT):
+        done = execute(command, workplace)
+        assert done.returncode == 0, f"{command.text}\n{done.stdout}"
+    for made in ("fit/fit.html", "monitoring/prometheus.yml", "installed/ansible_collections/sparkrig/serving/roles"):
+        assert (workplace / made).exists()
+
+
+def test_the_readme_names_all_that_there_is() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(\w+)`", text)
+    modules = {path.stem for path in (PROJECT / "plugins" / "modules").glob("*.py")}
+    roles = {path.name for path in (PROJECT / "roles").iterdir()}
+    assert sorted((modules | roles) - set(names)) == []
+    assert sorted(PLAYBOOKS - set(re.findall(r"`sparkrig\.serving\.(\w+)`", text))) == []
+    profiles = {path.stem for path in (PROJECT / "roles" / "profile" / "vars").glob("*.yml")} - {"main"}
+    assert sorted(name for name in profiles if name not in text and f"`_{name.rpartition('_')[2]}`" not in text) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
