@@ -103,7 +103,7 @@ lint: venv ## Linters and type checks
 	yamllint --strict .
 	antsibull-changelog lint
 	antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml
-	mypy plugins $(PYTHON_FOLDERS) $(wildcard molecule/*/tests)
+	mypy plugins playbooks/callback_plugins $(PYTHON_FOLDERS) $(wildcard molecule/*/tests)
 	ansible-lint
 
 # On all processors, but not on more than the memory of a small machine carries.

@@ -143,12 +143,15 @@ def test_preflight_says_by_its_exit_status_what_it_found(tmp_path: Path) -> None
         started = time.monotonic()
         outcome = play("sparkrig.serving.preflight", {"preflight_report": str(report)})
         seconds = time.monotonic() - started
-        assert outcome.code == 0, outcome.text
+        assert outcome.code == 3, outcome.text
         assert outcome.changed == 0
         seen = findings(report)
         assert seen["status"] == "warnings"
         left = [finding for finding in seen["findings"] if finding["id"] == "process.leftover"]
         assert [finding["node"] for finding in left] == [NODES[1].name]
+        warned = {finding["id"] for finding in seen["findings"] if finding["severity"] == "warning"}
+        accepted = play("sparkrig.serving.preflight", {"preflight_accept": sorted(warned)})
+        assert accepted.code == 0, accepted.text
         started = time.monotonic()
         strict = play("sparkrig.serving.preflight", {"preflight_strict": True})
         seconds = min(seconds, time.monotonic() - started)
