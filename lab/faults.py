@@ -131,12 +131,12 @@ class Rig:
         found = inside(node, f"pgrep -f {shlex.quote(pattern)}")
         return [int(word) for word in found.split()]
 
-    def kill(self, node: Node, pattern: str) -> None:
-        """SIGKILL for every process that matches; there must be one."""
-        pids = self.pids(node, pattern)
-        if not pids:
+    def signal(self, node: Node, pattern: str, name: str) -> None:
+        """A signal for every process that matches; there must be one."""
+        # The shell that looks for the pattern has it in its own command line, and is gone by now.
+        signalled = [pid for pid in self.pids(node, pattern) if inside(node, f"kill -{name} {pid} && echo done")]
+        if not signalled:
             raise LabError(f"{node.name} has no process that matches {pattern!r}; is the lab serving?")
-        inside(node, "kill -9 " + " ".join(map(str, pids)))
 
     def wait(self, limit_s: float, before: str | None) -> tuple[str, float]:
         """("served" or "down" or "waits" or "neither", seconds).
@@ -245,7 +245,7 @@ def _fill_disk(rig: Rig) -> None:
         " dd if=/dev/zero of=/run/fulldisk/full;"
         " mount --bind /run/fulldisk /var/log/journal 2>/dev/null || mount --bind /run/fulldisk /run/log/journal",
     )
-    rig.kill(rig.nodes[1], "ray::RayWorkerProc")
+    rig.signal(rig.nodes[1], "ray::RayWorkerProc", "KILL")
 
 
 def _free_disk(rig: Rig) -> None:
@@ -257,13 +257,12 @@ def _free_disk(rig: Rig) -> None:
 
 
 def _kill(number: int, pattern: str) -> Callable[[Rig], None]:
-    return lambda rig: rig.kill(rig.nodes[number], pattern)
+    return lambda rig: rig.signal(rig.nodes[number], pattern, "KILL")
 
 
 def _stop_engine_core(rig: Rig) -> None:
     """The engine core stands still, as in a deadlock: alive, but nothing moves."""
-    pids = " ".join(map(str, rig.pids(rig.head, "VLLM::EngineCore")))
-    inside(rig.head, f"kill -STOP {pids}", check=True)
+    rig.signal(rig.head, "VLLM::EngineCore", "STOP")
 
 
 FAULTS = (
