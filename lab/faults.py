@@ -295,11 +295,13 @@ def observe(rig: Rig, fault: Fault) -> Seen:
     inside(rig.head, f"systemctl reset-failed {ENGINE}; rm -f {STARTS}")
     files = rig.configuration()
     start = rig.engine().get("InvocationID", "")
+    before = rig.failure()
     begin = time.monotonic()
     fault.do(rig)
     outcome, _seconds = rig.wait(fault.limit_s, start if fault.restarts else None)
     seconds = time.monotonic() - begin
-    reason = rig.waiting() or str(rig.failure().get("sentence", ""))
+    failure = rig.failure()
+    reason = rig.waiting() or ("" if failure == before else str(failure.get("sentence", "")))
     if fault.undo is not None:
         fault.undo(rig)
     after = rig.configuration()
