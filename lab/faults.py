@@ -148,7 +148,10 @@ class Rig:
         begin = time.monotonic()
         while time.monotonic() - begin < limit_s:
             state = self.engine()
-            if state.get("ActiveState") == "failed":
+            # One that did not stop in time is failed for a moment, and started anew.
+            if state.get("ActiveState") == "failed" and not inside(
+                self.head, f"systemctl list-jobs --no-legend {ENGINE}"
+            ):
                 return "down", time.monotonic() - begin
             fresh = before is None or state.get("InvocationID") != before
             if fresh and state.get("ActiveState") == "active" and self.completion() is not None:

@@ -304,13 +304,13 @@ def note(reason: str) -> None:
     store("reason.json", {"when": time.time(), "sentence": reason})
 
 
-def asked_for() -> bool:
-    """Whether the end of the engine is somebody's wish: a job of systemd for it is under way."""
+def job() -> str:
+    """What systemd is about to do with the engine (start, stop, restart, ...); empty when nothing."""
     for line in systemctl("list-jobs", "--no-legend", "--no-pager").splitlines():
         words = line.split()
-        if len(words) >= 3 and words[1] == ENGINE and words[2] in ("stop", "restart"):
-            return True
-    return False
+        if len(words) >= 3 and words[1] == ENGINE:
+            return words[2]
+    return ""
 
 
 def ended() -> int:
@@ -325,7 +325,8 @@ def ended() -> int:
         os.environ.get("SERVICE_RESULT", ""),
         os.environ.get("EXIT_CODE", ""),
         os.environ.get("EXIT_STATUS", ""),
-        asked_for(),
+        # It is somebody's wish that it ends.
+        job() in ("stop", "restart"),
         reason,
         error,
         phase(lines),
@@ -352,7 +353,9 @@ def record(sentence: str, error: str, down: bool = False) -> None:
 
 
 def down() -> int:
-    """systemd gave up."""
+    """systemd gave up: unless the engine only failed to stop in time, on the way to a start that is under way."""
+    if job() or properties(ENGINE, "ActiveState").get("ActiveState") != "failed":
+        return 0
     last = stored("last_failure.json") or {}
     starts = recent(stored("starts.json") or [], time.time())
     record(down_sentence(str(last.get("sentence", "")), len(starts)), str(last.get("error", "")), down=True)

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 import pytest
 
+from ansible_collections.sparkrig.serving.plugins.module_utils import _watchdog_program as program
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import parse_metrics
 from ansible_collections.sparkrig.serving.plugins.module_utils._watchdog import (
     Cluster,
@@ -138,3 +140,24 @@ def test_settings_are_checked() -> None:
     assert Settings.of({"url": "u", "model": "m", "log_globs": ["x"]}).log_globs == ("x",)
     with pytest.raises(ValueError, match="the key 'nodez', which is none of its own"):
         Settings.of({"url": "u", "model": "m", "nodez": {}})
+
+
+@pytest.mark.parametrize(
+    ("state", "jobs", "written"),
+    [
+        ("failed", "", True),
+        ("failed", " 912 sparkrig-ray.service start running\n", True),
+        # It did not stop in time, but is started anew as soon as Ray is there.
+        ("failed", " 914 sparkrig-vllm.service start waiting\n", False),
+        ("activating", "", False),
+    ],
+)
+def test_it_is_down_only_when_systemd_gave_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, jobs: str, written: bool
+) -> None:
+    monkeypatch.setattr(program, "STATE", str(tmp_path))
+    monkeypatch.setattr(
+        program, "systemctl", lambda verb, *_words: jobs if verb == "list-jobs" else f"ActiveState={state}\n"
+    )
+    assert program.down() == 0
+    assert (tmp_path / "last_failure.json").exists() is written
