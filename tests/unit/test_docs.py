@@ -20,6 +20,7 @@ from docs.commands import OWN_LAB, PAGES, PROJECT, SPARKS, UNIT, commands, execu
 PLAYBOOKS = {path.stem for path in (PROJECT / "playbooks").glob("*.yml")}
 SCENARIOS = {path.parent.name for path in (PROJECT / "molecule").glob("*/molecule.yml")}
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+ROLE_PAGES = sorted((PROJECT / "roles").glob("*/README.md"))
 # Files of tests that run playbooks on nodes, or build a runtime.
 ON_NODES = [*(PROJECT / "molecule").glob("*/tests/test_*.py"), *(PROJECT / "lab").glob("*.py")]
 
@@ -39,6 +40,15 @@ def test_every_command_exists_and_somebody_runs_it(page: Path) -> None:
         else:
             assert words[0] in {"curl", "ansible-galaxy", "lab/beside.sh", "source"}, command
         assert command.mark in {UNIT, OWN_LAB, SPARKS, *(f"run: {name}" for name in SCENARIOS)}, command
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROLE_PAGES], ids=lambda page: str(page.relative_to(PROJECT)))
+def test_what_a_sentence_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"`make ([a-z-]+)[ `]", text)) <= MAKE_TARGETS
+    plugins = {path.stem for path in (PROJECT / "plugins").glob("*/*.*")}
+    roles = {path.name for path in (PROJECT / "roles").iterdir()}
+    assert set(re.findall(r"\bsparkrig\.serving\.(\w+)", text)) <= PLAYBOOKS | plugins | roles
 
 
 def test_a_scenario_runs_the_commands_that_are_marked_with_its_name() -> None:
