@@ -17,19 +17,22 @@ import urllib.request
 from contextlib import contextmanager
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-# What a module that asks the engine needs to know.
-KEY_OPTIONS: dict[str, dict[str, t.Any]] = {
+# What a module that asks the engine needs to know, as doc fragment `_engine_api` describes it.
+ENGINE_OPTIONS: dict[str, dict[str, t.Any]] = {
+    "url": {"type": "str", "required": True},
+    "model": {"type": "str", "required": True},
     "api_key_file": {"type": "path", "default": "/etc/sparkrig/secrets.env", "no_log": False},
     "api_key_variable": {"type": "str", "default": "VLLM_API_KEY", "no_log": False},
 }
 
 
-def key_in(path: str, variable: str) -> str | None:
-    """The API key in the environment file; None when there is no file or no such variable."""
+def key_of(params: Mapping[str, t.Any]) -> str | None:
+    """The API key that the options name; None when there is no file or no such variable."""
+    variable = params["api_key_variable"]
     try:
-        with open(path, encoding="utf-8") as handle:
+        with open(params["api_key_file"], encoding="utf-8") as handle:
             lines = handle.read().splitlines()
     except FileNotFoundError:
         return None

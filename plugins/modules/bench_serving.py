@@ -17,6 +17,8 @@ description:
   - Compares with what the engine counted meanwhile, which also says how many drafts were kept at each position.
   - The key is read from a file on the node and sent in a header. Nothing of prompts and answers is kept.
   - Needs Python's standard library only. The temperature is the one that the engine has by itself.
+extends_documentation_fragment:
+  - sparkrig.serving._engine_api
 attributes:
   check_mode:
     support: full
@@ -28,22 +30,6 @@ attributes:
     support: full
     description: It measures and changes nothing.
 options:
-  url:
-    description: The root of the API without C(/v1).
-    type: str
-    required: true
-  model:
-    description: The name that the model is served under.
-    type: str
-    required: true
-  api_key_file:
-    description: The environment file that holds the key. Without the file no key is sent.
-    type: path
-    default: /etc/sparkrig/secrets.env
-  api_key_variable:
-    description: The variable in that file.
-    type: str
-    default: VLLM_API_KEY
   prompt_tokens:
     description: The length of every prompt.
     type: int
@@ -112,7 +98,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._bench import Point, measured_sentence, too_long
 from ansible_collections.sparkrig.serving.plugins.module_utils._bench_client import SHORT_S, measure, served
-from ansible_collections.sparkrig.serving.plugins.module_utils._engine_api import KEY_OPTIONS, Api, key_in
+from ansible_collections.sparkrig.serving.plugins.module_utils._engine_api import ENGINE_OPTIONS, Api, key_of
 
 
 def version_of(api: Api) -> str:
@@ -127,9 +113,7 @@ def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
-            "model": {"type": "str", "required": True},
-            **KEY_OPTIONS,
+            **ENGINE_OPTIONS,
             "prompt_tokens": {"type": "int", "required": True, "no_log": False},
             "output_tokens": {"type": "int", "required": True, "no_log": False},
             "concurrency": {"type": "int", "default": 1},
@@ -148,7 +132,7 @@ def main() -> None:
     if module.check_mode:
         sentence = f"Would send {point.requests + point.warmup} requests to {model} at {url}: {point.words}"
         module.exit_json(changed=False, sentence=sentence, left_out=False, version="", point=None)
-    api = Api(url, key_in(params["api_key_file"], params["api_key_variable"]))
+    api = Api(url, key_of(params))
     try:
         longest = served(api, model)
     except ValueError as error:

@@ -17,6 +17,7 @@ description:
   - Never fails because of a check. RV(ok) and RV(checks) tell; role verify fails with them.
 extends_documentation_fragment:
   - sparkrig.serving._attributes
+  - sparkrig.serving._engine_api
 attributes:
   check_mode:
     support: full
@@ -25,22 +26,6 @@ attributes:
   idempotent:
     support: full
 options:
-  url:
-    description: The root of the API without C(/v1).
-    type: str
-    required: true
-  model:
-    description: The name that the model is served under.
-    type: str
-    required: true
-  api_key_file:
-    description: The environment file that holds the key. Without the file no key is sent.
-    type: path
-    default: /etc/sparkrig/secrets.env
-  api_key_variable:
-    description: The variable in that file.
-    type: str
-    default: VLLM_API_KEY
   prompt:
     description: What to ask.
     type: str
@@ -174,7 +159,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._engine_api import KEY_OPTIONS, Api, key_in
+from ansible_collections.sparkrig.serving.plugins.module_utils._engine_api import ENGINE_OPTIONS, Api, key_of
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import Sample, labels_of, parse_metrics
 from ansible_collections.sparkrig.serving.plugins.module_utils._ports import connected_peers
@@ -269,9 +254,7 @@ def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
-            "model": {"type": "str", "required": True},
-            **KEY_OPTIONS,
+            **ENGINE_OPTIONS,
             "prompt": {"type": "str", "default": "Say hello."},
             "max_tokens": {"type": "int", "default": 16, "no_log": False},
             "timeout_s": {"type": "int", "default": 120},
@@ -287,7 +270,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    api = Api(params["url"], key_in(params["api_key_file"], params["api_key_variable"]))
+    api = Api(params["url"], key_of(params))
 
     plan = params["plan"] or recorded(params["plan_file"]) or {}
     plan = with_readings(plan, digest(params["plan_file"]), recorded(params["readings_file"]))
