@@ -52,8 +52,10 @@ def play(place: Path, name: str, *options: str) -> Outcome:
     if outcome.code != 0:
         last = "".join(lines[-25:])
         raise LabError(f"{name} of the installed collection failed (exit {outcome.code}):\n{last}")
-    if str(PROJECT) in outcome.text:
-        raise LabError(f"{name} of the installed collection names {PROJECT}, so it used the checkout:\n{outcome.text}")
+    # The tools may stand in the checkout, under .venv; the collection's own files may not.
+    named = [folder for folder in ("lab", "playbooks", "plugins", "roles") if str(PROJECT / folder) in outcome.text]
+    if named:
+        raise LabError(f"{name} of the installed collection names {named} of {PROJECT}:\n{outcome.text}")
     return outcome
 
 
