@@ -11,7 +11,6 @@ import shlex
 import typing as t
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -145,16 +144,3 @@ def test_the_api_wants_the_key() -> None:
 def test_the_key_is_in_no_command_line(head: Host, api_key: str) -> None:
     assert api_key not in head.check_output("ps -eo args")
     assert head.file("/etc/sparkrig/secrets.env").mode == 0o600
-
-
-def test_requests_side_by_side_get_the_text_that_they_get_alone(api_key: str) -> None:
-    """As many at once as the profile has sequences, and as many again that wait for a place."""
-
-    def text(prompt: str) -> str:
-        body = {"model": "lab-moe", "prompt": prompt, "max_tokens": 32, "temperature": 0}
-        return t.cast("str", json.loads(call("/v1/completions", api_key, body))["choices"][0]["text"])
-
-    prompts = ["Four small machines", "A draft", "The memory", "When the first light"]
-    alone = [text(prompt) for prompt in prompts]
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        assert list(pool.map(text, prompts)) == alone
