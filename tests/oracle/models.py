@@ -138,6 +138,18 @@ QWEN3_NEXT = _model(
     **_EXPERTS,
 )
 QWEN3_NEXT_PLAIN = {key: value for key, value in QWEN3_NEXT.items() if key != "num_nextn_predict_layers"}
+QWEN3_5 = _model(
+    "qwen3_5_text",
+    "Qwen3_5ForCausalLM",
+    **{key: QWEN3_NEXT[key] for key in QWEN3_NEXT if key.startswith(("linear_", "num_hidden", "head_dim"))},
+    mtp_num_hidden_layers=1,
+)
+QWEN3_5_MOE = {
+    **{key: value for key, value in QWEN3_NEXT.items() if key != "num_nextn_predict_layers"},
+    "model_type": "qwen3_5_moe_text",
+    "architectures": ["Qwen3_5MoeForCausalLM"],
+    "mtp_num_hidden_layers": 1,
+}
 NEMOTRON_H = _model(
     "nemotron_h",
     "NemotronHForCausalLM",

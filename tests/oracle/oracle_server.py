@@ -15,13 +15,15 @@ import contextlib
 import copy
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
 import sys
 import tempfile
 import traceback
 import typing as t
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 os.environ.update(
     VLLM_TARGET_DEVICE="cpu",
@@ -64,6 +66,26 @@ core: t.Any = importlib.import_module("vllm.v1.engine.core")
 selector: t.Any = importlib.import_module("vllm.v1.attention.selector")
 latent: t.Any = importlib.import_module("vllm.v1.attention.backends.mla.cpu_mla")
 cpu: t.Any = importlib.import_module("vllm.platforms.cpu").CpuPlatform
+
+
+class Absent(ModuleType):
+    """A package for pictures, which a server of text has not; the modules of some models import it all the same."""
+
+    __version__ = "0.30.0"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> t.Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return MagicMock(name=name)
+
+
+TORCHVISION = ("", ".io", ".transforms", ".transforms.functional", ".transforms.v2", ".transforms.v2.functional")
+sys.modules.update({name: Absent(name) for name in ("torchvision" + part for part in TORCHVISION)})
 
 # Looking into a model class costs a process, and ten seconds, each; here it is safe in this process.
 registry._run_in_subprocess = lambda function: function()

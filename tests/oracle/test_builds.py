@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from tests.oracle.builds import generate
+from tests.oracle.models import QWEN3_5, QWEN3_5_MOE
 from tests.oracle.oracle import Oracle
 from tests.oracle.published import PUBLISHED, light
 from tests.oracle.test_engine import host_options
@@ -86,6 +87,30 @@ def test_builds(oracle: Oracle, first: int) -> None:
 def test_more_builds(oracle: Oracle, first: int) -> None:
     """The same, for as long as there is time."""
     assert disagreements(oracle, range(first, first + 20)) == {}
+
+
+QWEN35 = {"max_num_batched_tokens": 512, "max_num_seqs": 4, "max_model_len": 2048, "kv_cache_memory_bytes": 40_000_000}
+# What is asked of a Qwen3.5, and what its config has besides.
+QWEN35_CASES: dict[str, tuple[dict[str, t.Any], dict[str, t.Any]]] = {
+    "plain": ({}, {}),
+    "mtp": ({}, {"speculative_config": {"method": "mtp", "num_speculative_tokens": 3}}),
+    "float32-states": ({"mamba_ssm_dtype": "float32"}, {}),
+    "uncached": ({"mamba_ssm_dtype": "float32"}, {"enable_prefix_caching": False}),
+    "tp2": ({"mamba_ssm_dtype": "float32"}, {"tensor_parallel_size": 2}),
+    "pp2": ({}, {"pipeline_parallel_size": 2}),
+    "interval": ({"full_attention_interval": 2}, {"max_model_len": -1}),
+    "layer-types": ({"layer_types": ["full_attention", *["linear_attention"] * 2, "full_attention"]}, {}),
+    "fp8": ({}, {"kv_cache_dtype": "fp8"}),
+    "too-long": ({}, {"max_model_len": 8192, "kv_cache_memory_bytes": 4_000_000}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(QWEN35_CASES))
+@pytest.mark.parametrize("config", [QWEN3_5, QWEN3_5_MOE], ids=["dense", "experts"])
+def test_qwen35(oracle: Oracle, config: dict[str, t.Any], name: str) -> None:
+    """The text part of Qwen3.5, with and without experts."""
+    keys, arguments = QWEN35_CASES[name]
+    assert difference(oracle, {**config, **keys}, {**QWEN35, **arguments}) is None
 
 
 FITTED = {"max_model_len": -1, "kv_cache_memory_bytes": 4 * 10**9}
