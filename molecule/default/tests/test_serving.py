@@ -109,7 +109,9 @@ def test_ray_sees_four_nodes_with_a_cpu_and_a_gpu_each(head: Host, executor: str
 
 def test_every_node_holds_a_rank(node: Host, executor: str) -> None:
     rank = r"ray::RayWorkerProc\.run" if executor == "ray" else r"VLLM::Worker_TP\d"
-    found = [line for line in node.check_output("ps -eo args").splitlines() if re.fullmatch(rank, line.strip())]
+    # Niceness 0: a rank yields to nothing else on its node, although Ray would give it 15.
+    processes = node.check_output("ps -eo ni,args").splitlines()
+    found = [line for line in processes if re.fullmatch(rf"0 {rank}", line.strip())]
     assert len(found) == 1
 
 
