@@ -254,6 +254,11 @@ def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
     return BACKENDS["FLASH_ATTN"]
 
 
+def usual_backend(request: Request, backend: Backend) -> Backend:
+    """What a rank without layers takes for its attention: the kernel that models of no special shape have."""
+    return BACKENDS["CPU_ATTN"] if request.device == "cpu" and backend.name == "TRITON_ATTN_DIFFKV" else backend
+
+
 def block_size_of(request: Request, model: Model, backend: Backend) -> int:
     """Tokens of one block: what was asked for, or what the backend of the model prefers to 16."""
     if request.device == "cpu":

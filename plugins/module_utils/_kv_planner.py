@@ -29,6 +29,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
     strides,
     token_bytes,
     unreadable,
+    usual_backend,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect, find_dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import (
@@ -280,6 +281,8 @@ def _check_kernels(geometry: Geometry) -> str | None:
         return texts.drafts_not_interleaved(backend.implementation)
     if not backend.has_dcp(dialect):
         return texts.no_lse(dialect, backend.implementation)
+    if backend.name == "FLASHINFER_MLA" and dialect.version >= (0, 30) and request.dcp_kv_cache_interleave_size != 1:
+        return texts.native_dcp_interleave(request.dcp_kv_cache_interleave_size)
     return _check_sparse_dcp(geometry) if backend.name == "FLASHMLA_SPARSE" else None
 
 
@@ -560,10 +563,10 @@ def _check_layouts(
     request: Request, backend: Backend, entries: Sequence[Entry], bounds: Sequence[tuple[int, int]]
 ) -> None:
     """All ranks must be able to run the same layouts; a stage of recurrent layers alone can run every one, and one that
-    keeps no cache at all answers for the attention that it does not have."""
+    keeps no cache at all answers for the usual attention of its device."""
     kinds = [{entry.spec.kind for entry in entries if first <= entry.layer < end} for first, end in bounds]
-    attends = [held != {STATE} for held in kinds]
-    supported = [layouts_of(backend, stage, request) for stage in attends]
+    usual = usual_backend(request, backend)
+    supported = [layouts_of(backend if held else usual, held != {STATE}, request) for held in kinds]
     if len(set(supported)) > 1:
         tp = request.tensor_parallel_size
         raise EngineRefusal(texts.layouts_differ([list(names) for names in supported for _rank in range(tp)]))

@@ -161,6 +161,11 @@ def drafts_not_interleaved(implementation: str) -> str:
     return f"MTP with cp_kv_cache_interleave_size > 1 is not supported in {implementation}."
 
 
+def native_dcp_interleave(interleave: int) -> str:
+    """FlashInfer's MLA kernel deals out single tokens only."""
+    return f"FlashInfer MLA native DCP requires cp_kv_cache_interleave_size=1; got {interleave}."
+
+
 def context_too_long(context: int, key: str, derived: str, model_max_length: object) -> str:
     """A context above what the config allows."""
     return (

@@ -328,3 +328,49 @@ def test_a_length_that_the_config_leaves_to_the_engine_is_said() -> None:
         "config: max_position_embeddings is missing; the engine's default for model_type llama is 2048, and it refuses "
         "a longer max_model_len"
     ) in answer["assumptions"]
+
+
+def test_a_stage_without_layers_has_the_usual_kernel() -> None:
+    """On a CPU K and V heads of different sizes have a kernel of their own, which reads more layouts than the usual."""
+    config = {
+        "model_type": "mimo_v2_flash",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "v_head_dim": 32,
+        "swa_num_key_value_heads": 8,
+        "swa_head_dim": 64,
+        "swa_v_head_dim": 32,
+        "sliding_window_size": 128,
+        "hybrid_layer_pattern": [0, 0],
+        "max_position_embeddings": 4096,
+    }
+    options = {"config": config, "device": "cpu", "kv_cache_memory_bytes": 10**8, "max_model_len": 2048}
+    every = ["LBNHC", "LBHNC", "BLNHC", "BLHNC", "BHLNC", "LHBNC"]
+    assert fit({**options, "pipeline_parallel_size": 3})["engine_error"] == (
+        f"Workers disagree on supported KV cache layouts: {[every, every, ['LBHNC']]}."
+    )
+    assert fit({**options, "pipeline_parallel_size": 2})["fits"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "FlashInfer MLA native DCP requires cp_kv_cache_interleave_size=1; got 16."),
+        ({"engine": "0.28.0"}, None),
+        ({"dcp_kv_cache_interleave_size": 1}, None),
+        ({"compute_capability": "9.0"}, None),
+        (
+            {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}},
+            "MTP with cp_kv_cache_interleave_size > 1 is not supported in FlashInferMLAImpl.",
+        ),
+    ],
+)
+def test_a_kernel_that_deals_out_single_tokens(changes: dict[str, t.Any], words: str | None) -> None:
+    """FlashInfer's MLA kernel since 0.30, after the capacity is logged."""
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 2, "num_attention_heads": 64, "kv_lora_rank": 512}
+    config.update(qk_rope_head_dim=64, max_position_embeddings=4096, num_nextn_predict_layers=1)
+    options = {"config": config, "kv_cache_memory_bytes": 10**9, "max_model_len": 4096, "compute_capability": "10.0"}
+    options.update(tensor_parallel_size=4, decode_context_parallel_size=4, dcp_kv_cache_interleave_size=16)
+    assert fit({**options, **changes})["engine_error"] == words
