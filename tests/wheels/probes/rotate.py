@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""By how much RotaryEmbedding on CPU misses its own plain PyTorch, for heads in a dimension of their own and for none."""
+"""By how much RotaryEmbedding on CPU misses its own plain PyTorch, for heads in a dimension of their own or none."""
 
 import importlib
 import json
