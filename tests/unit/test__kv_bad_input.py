@@ -92,6 +92,7 @@ def spoil(options: dict[str, t.Any], where: str, key: str, value: t.Any) -> None
         place[key] = value
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     seed=st.integers(0, 10**6),

@@ -52,6 +52,7 @@ def test_the_name_of_a_lock_changes_with_what_it_is_made_from() -> None:
     assert first not in others
 
 
+@pytest.mark.slow
 def test_pip_resolves_for_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wheel(tmp_path / "index", "a", "1.0", {"a.py": b""})
     make_wheel(tmp_path / "index", "b", "2.0", {"b.py": b""}, tags="cp312-cp312-manylinux_2_28_aarch64")

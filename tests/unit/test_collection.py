@@ -125,6 +125,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return install(tmp_path_factory.mktemp("galaxy"))
 
 
+@pytest.mark.slow
 def test_the_artefact_holds_the_collection_and_nothing_else(installed: Installed) -> None:
     check_contents(installed[0])
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 ANSIBLE = Path(sys.executable).with_name("ansible-playbook")
 
