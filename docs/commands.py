@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands in the README and the pages, and who runs them.
+"""The commands in README, pages and roles, and who runs them.
 
 Each block of commands has a mark before it, a comment that no reader sees:
 
@@ -26,6 +26,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES += sorted((PROJECT / "roles").glob("*/README.md"))
 UNIT = "run: unit"
 OWN_LAB = "needs: a lab of its own"
 SPARKS = "needs: sparks"
