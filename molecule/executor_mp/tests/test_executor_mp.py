@@ -46,6 +46,8 @@ def pass_the_same_tests() -> None:
 @pytest.fixture(scope="module", name="memory")
 def switched(request: pytest.FixtureRequest) -> t.Iterator[Memory]:
     """The lab with the executor mp, and what Ray and mp held; Ray is back at the end."""
+    outcome = play("sparkrig.serving.verify")
+    assert outcome.code == 0, outcome.text
     memory = {"ray": held_mib()}
     node = HOSTS[NODES[1].name]
     node.check_output(f"cp /bin/sleep {STRANGER} && systemd-run --quiet --unit={STRANGER_UNIT} {STRANGER} infinity")
