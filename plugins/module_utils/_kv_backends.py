@@ -9,11 +9,13 @@ Private to this collection.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Callable
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
-from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Cache, Model
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Cache, Latent, Model
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import INDEXER, MLA, EngineRefusal
 
@@ -31,7 +33,8 @@ class Backend:
     row_page: rows of one page of the kernel, where blocks must be whole pages apart (0: no such rule);
     packed_rows: the same for a packed cache dtype, in a kernel that reads other caches row by row;
     majors: compute capabilities that it runs on, by major number (none: every one); caches: cache dtypes that it reads
-    (none: not judged); sparse: it is a kernel for sparse MLA; layouts: of the cache that it reads (none: every one).
+    (none: not judged); sparse: it is a kernel for sparse MLA; layouts: of the cache that it reads (none: every one);
+    widths: elements of the latent vector with its rotary part that it reads (none: every number).
     """
 
     name: str
@@ -46,6 +49,7 @@ class Backend:
     caches: tuple[str, ...] = ()
     sparse: bool = False
     layouts: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
 
     @property
     def smallest(self) -> int:
@@ -120,6 +124,7 @@ _ROWS = (
         majors=(9, 10),
         caches=("auto", "bfloat16", "fp8_ds_mla", "fp8", "nvfp4_ds_mla"),
         sparse=True,
+        widths=(512, 576),
     ),
     Backend(
         "FLASHINFER_MLA_SPARSE",
@@ -130,6 +135,7 @@ _ROWS = (
         majors=(10,),
         caches=_LATENT,
         sparse=True,
+        widths=(512, 576),
     ),
     Backend(
         "FLASHINFER_MLA_SPARSE_SM120",
@@ -139,6 +145,17 @@ _ROWS = (
         majors=(12,),
         caches=("auto", "fp8", "fp8_e4m3", "fp8_ds_mla"),
         sparse=True,
+        widths=(512, 576),
+    ),
+    Backend(
+        "FLASHINFER_MLA_SPARSE_SM90",
+        "FlashInferMLASparseSM90Impl",
+        multiple=64,
+        row_page=1,
+        majors=(9,),
+        caches=("auto", "bfloat16", "fp8", "fp8_e4m3"),
+        sparse=True,
+        widths=(512, 576),
     ),
     Backend("B12X_MLA_SPARSE", "B12xMLASparseImpl", multiple=64, dcp_since=(0, 24)),
 )
@@ -153,7 +170,7 @@ _FORK_ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 368}
 
 # In what order the engine tries the kernels of MLA since 0.30, by the major number of the compute capability.
 _MLA_ORDER = {
-    10: ("FLASHINFER_MLA", "CUTLASS_MLA", "FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA"),
+    10: ("FLASHINFER_MLA", "TOKENSPEED_MLA", "CUTLASS_MLA", "FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA"),
     12: ("TRITON_MLA", "FLASHINFER_MLA_SPARSE_SM120"),
 }
 _MLA_ORDER_ELSE = (
@@ -163,7 +180,102 @@ _MLA_ORDER_ELSE = (
     "TRITON_MLA",
     "FLASH_ATTN_MLA_SPARSE",
     "FLASHMLA_SPARSE",
+    "FLASHINFER_MLA_SPARSE_SM90",
 )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a kernel of MLA is asked for as a whole. major: of the compute capability; dcp: ranks of DCP."""
+
+    major: int
+    dtype: str
+    sparse: bool
+    dcp: int
+    latent: Latent
+
+
+def _flash_attn_mla(asked: _Asked) -> str | None:
+    return None if asked.major == 9 else "FlashAttention MLA not supported on this device"
+
+
+def _flashmla(asked: _Asked) -> str | None:
+    if asked.sparse:
+        apt = asked.major in (9, 10)
+        return None if apt else "FlashMLA Sparse is only supported on Hopper and Blackwell DC devices."
+    return None if asked.major == 9 else "FlashMLA Dense is only supported on Hopper devices."
+
+
+def _flashinfer_mla(asked: _Asked) -> str | None:
+    if asked.latent.nope in (None, 64, 128, 192):
+        return None
+    return f"FlashInfer MLA kernel requires qk_nope_head_dim in [64, 128, 192], but got {asked.latent.nope}"
+
+
+def _tokenspeed_mla(asked: _Asked) -> str | None:
+    shape = (asked.latent.nope, asked.latent.rope, asked.latent.value)
+    if None in shape or shape == (128, 64, 128):
+        return None
+    return (
+        "tokenspeed_mla requires DeepSeek R1 MLA dimensions (qk_nope_head_dim=128, qk_rope_head_dim=64, "
+        f"v_head_dim=128), got {shape}"
+    )
+
+
+def _flashinfer_mla_sparse(asked: _Asked) -> str | None:
+    if asked.dtype == "fp8_ds_mla":
+        return "FLASHINFER_MLA_SPARSE SM10 does not support fp8_ds_mla kv-cache dtype"
+    if asked.latent.nope not in (None, 128, 192):
+        return f"FlashInfer MLA Sparse kernel requires qk_nope_head_dim in [128, 192], but got {asked.latent.nope}"
+    return None if asked.sparse else "FlashInfer MLA Sparse requires model with index_topk config"
+
+
+def _flashmla_sparse(asked: _Asked) -> str | None:
+    if asked.dtype == "nvfp4_ds_mla" and asked.major != 10:
+        return f"FLASHMLA_SPARSE only supports the {asked.dtype} kv-cache dtype on SM100 (Blackwell)"
+    return None
+
+
+def _flashinfer_mla_sparse_sm120(asked: _Asked) -> str | None:
+    if asked.dtype not in BACKENDS["FLASHINFER_MLA_SPARSE_SM120"].caches:
+        return "kv_cache_dtype not supported"
+    if not asked.sparse:
+        return "FLASHINFER_MLA_SPARSE_SM120 requires a model with index_topk config"
+    if asked.latent.picked != 2048:
+        return f"FLASHINFER_MLA_SPARSE_SM120 requires index_topk=2048; got {asked.latent.picked}"
+    return None
+
+
+def _flash_attn_mla_sparse(asked: _Asked) -> str | None:
+    if asked.dtype not in _BF16:
+        return "FlashAttention MLA Sparse currently supports only FP16/BF16 KV cache"
+    if asked.major != 9:
+        return "FlashAttention MLA not supported on this device"
+    if asked.dcp > 1:
+        return "FlashAttention MLA Sparse does not support DCP for now"
+    return None if asked.sparse else "FlashAttention MLA Sparse requires model with index_topk"
+
+
+def _flashinfer_mla_sparse_sm90(asked: _Asked) -> str | None:
+    if not asked.sparse:
+        return "FLASHINFER_MLA_SPARSE_SM90 requires sparse MLA"
+    if asked.latent.rank != 512:
+        return "FLASHINFER_MLA_SPARSE_SM90 requires kv_lora_rank=512"
+    return None if asked.latent.rope in (0, 64) else "FLASHINFER_MLA_SPARSE_SM90 requires qk_rope_head_dim in (0, 64)"
+
+
+# What a kernel says against a combination, after everything else.
+_COMBINATIONS: Mapping[str, Callable[[_Asked], str | None]] = {
+    "FLASH_ATTN_MLA": _flash_attn_mla,
+    "FLASHMLA": _flashmla,
+    "FLASHINFER_MLA": _flashinfer_mla,
+    "TOKENSPEED_MLA": _tokenspeed_mla,
+    "FLASHINFER_MLA_SPARSE": _flashinfer_mla_sparse,
+    "FLASHMLA_SPARSE": _flashmla_sparse,
+    "FLASHINFER_MLA_SPARSE_SM120": _flashinfer_mla_sparse_sm120,
+    "FLASH_ATTN_MLA_SPARSE": _flash_attn_mla_sparse,
+    "FLASHINFER_MLA_SPARSE_SM90": _flashinfer_mla_sparse_sm90,
+}
 
 
 def _mla_order(request: Request, model: Model, dtype: str, major: int) -> tuple[str, ...]:
@@ -175,9 +287,15 @@ def _mla_order(request: Request, model: Model, dtype: str, major: int) -> tuple[
     return (*_MLA_ORDER[10], *(sparse if flashinfer_first else sparse[::-1]))
 
 
+def _latent_width(model: Model) -> int:
+    return next(cache.key for layer in model.layers for cache in layer if cache.kind == MLA)
+
+
 def _objections(backend: Backend, request: Request, model: Model, dialect: Dialect, dtype: str) -> list[str]:
     """Why the engine does not take a kernel of MLA, in its words and order."""
     found = []
+    if backend.widths and _latent_width(model) not in backend.widths:
+        found.append("head_size not supported")
     if dtype not in backend.caches:
         found.append("kv_cache_dtype not supported")
     if request.block_size is not None and not backend.runs(request.block_size):
@@ -189,6 +307,11 @@ def _objections(backend: Backend, request: Request, model: Model, dialect: Diale
         found.append("compute capability not supported")
     if request.decode_context_parallel_size > 1 and not backend.has_dcp(dialect):
         found.append("DCP not supported")
+    combined = _COMBINATIONS.get(backend.name)
+    if combined is not None and model.latent is not None:
+        asked = _Asked(major, dtype, model.sparse, request.decode_context_parallel_size, model.latent)
+        reason = combined(asked)
+        found += [] if reason is None else [reason]
     return found
 
 
@@ -201,11 +324,9 @@ def _mla_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -
         if not objections:
             return BACKENDS[name]
         refused.append((name, objections))
-    width = next(cache.key for layer in model.layers for cache in layer if cache.kind == MLA)
+    context_parallel = request.decode_context_parallel_size > 1
     raise EngineRefusal(
-        texts.no_backend(
-            width, dtype, request.block_size, model.sparse, request.decode_context_parallel_size > 1, refused
-        )
+        texts.no_backend(_latent_width(model), dtype, request.block_size, model.sparse, context_parallel, refused)
     )
 
 
@@ -295,22 +416,43 @@ def check_dtype(request: Request, dialect: Dialect) -> None:
         raise ValueError(f"kv_cache_dtype: {dtype!r} is not known to engine {dialect.name}")
 
 
-def resolve_dtype(request: Request, model: Model, dialect: Dialect) -> str:
-    """The cache dtype in effect: auto follows the checkpoint, sparse MLA packs its own rows."""
+def _asked_dtype(request: Request, model: Model, dialect: Dialect) -> str:
+    """The cache dtype that a kernel is asked for: auto follows the checkpoint, and GLM-5 wants fp8 on Blackwell."""
     dtype = request.kv_cache_dtype
     if dtype == "auto" and model.cache_scheme is not None:
         dtype = model.cache_scheme
+    capability = request.compute_capability
+    blackwell = capability is not None and capability[0] == 10
+    wants = blackwell and model.family == "glm_moe_dsa" and dialect.version >= (0, 20)
+    return "fp8_e4m3" if dtype == "auto" and wants and dialect.name != "dark-devotion" else dtype
+
+
+def resolve_dtype(request: Request, model: Model, dialect: Dialect) -> str:
+    """The cache dtype in effect where it does not depend on the kernel: sparse MLA packs its own rows."""
+    dtype = _asked_dtype(request, model, dialect)
     if not model.sparse:
         return dtype
     capability = request.compute_capability
-    if dtype == "auto" and capability is not None and dialect.name != "dark-devotion":
-        if capability[0] == 10 and model.family == "glm_moe_dsa" and dialect.version >= (0, 20):
-            return "fp8_e4m3"
-        if capability[0] == 12:
-            return "fp8_ds_mla"
+    if dtype == "auto" and capability is not None and capability[0] == 12 and dialect.name != "dark-devotion":
+        return "fp8_ds_mla"
     if dtype in _FP8 and not (capability is not None and capability[0] == 10):
         return "fp8_ds_mla"
     return dtype
+
+
+def choose_kernel(request: Request, model: Model, dialect: Dialect) -> tuple[str, Backend]:
+    """The cache dtype in effect and the backend of the attention layers.
+
+    Since 0.30 the kernel for sparse MLA is chosen by what was asked for, and then packs rows of its own.
+    """
+    named = request.attention_backend is not None or request.compute_capability is None
+    if not model.sparse or named or request.device == "cpu" or dialect.version < (0, 30):
+        dtype = resolve_dtype(request, model, dialect)
+        return dtype, choose_backend(request, model, dialect, dtype)
+    asked = _asked_dtype(request, model, dialect)
+    backend = choose_backend(request, model, dialect, asked)
+    packs = {"FLASHMLA_SPARSE": _FP8, "FLASHINFER_MLA_SPARSE_SM120": ("auto", "fp8", "fp8_e4m3")}
+    return "fp8_ds_mla" if asked in packs.get(backend.name, ()) else asked, backend
 
 
 def token_bytes(cache: Cache, heads: int, dtype: str, dialect: Dialect) -> int:

@@ -76,6 +76,18 @@ Layer = tuple[Cache, ...]
 
 
 @dataclass(frozen=True)
+class Latent:
+    """What a kernel of MLA asks of a model: elements of its heads without and with rotary embedding, of the latent
+    vector and of V, and tokens that the indexer picks. None: the config leaves it to the engine."""
+
+    nope: int | None
+    rope: int | None
+    rank: int | None
+    value: int | None
+    picked: int | None
+
+
+@dataclass(frozen=True)
 class Model:
     """What the planner has to know of a model.
 
@@ -88,6 +100,7 @@ class Model:
     cache_scheme: cache dtype that the checkpoint itself demands; encoder_tokens: of an encoder-decoder model;
     assumptions: sentences about keys that the config leaves to the engine's defaults;
     refusal: what the engine's model class says against this config;
+    latent: what kernels of MLA ask for (None: no MLA);
     expert_layers: by layer, whether it has experts, where no pipeline stage may be without (empty: no such rule), and
     no_experts: what the model class says of such a stage.
     """
@@ -113,6 +126,7 @@ class Model:
     layer_name: str = "model.layers.{}.self_attn.attn"
     assumptions: tuple[str, ...] = ()
     refusal: str | None = None
+    latent: Latent | None = None
     expert_layers: tuple[bool, ...] = ()
     no_experts: str = ""
 
@@ -453,6 +467,11 @@ def _latent(fields: _Fields) -> Cache:
     """The one latent vector of MLA: kv_lora_rank + qk_rope_head_dim elements, no V."""
     width = fields.integer("kv_lora_rank") + fields.integer("qk_rope_head_dim")
     return Cache(MLA, 1, width, 0)
+
+
+def _latent_shape(fields: _Fields) -> Latent:
+    keys = ("qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "v_head_dim", "index_topk")
+    return Latent(*(fields.integer(key, minimum=0) if fields.has(key) else None for key in keys))
 
 
 def _indexer(fields: _Fields) -> Cache:
@@ -1104,6 +1123,7 @@ def read_model(config: Config, windowless: bool = False) -> Model:
         layer_name=("" if text is config else "language_model.") + "model.layers.{}." + family.attention,
         assumptions=fields.assumptions,
         refusal=fields.refusal,
+        latent=_latent_shape(fields) if family.mla else None,
         expert_layers=tuple(family.experts(fields, len(layers))) if family.experts is not None else (),
         no_experts=family.no_experts,
     )

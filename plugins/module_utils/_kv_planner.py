@@ -20,7 +20,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
     Backend,
     block_size_of,
     check_dtype,
-    choose_backend,
+    choose_kernel,
     judged_backend,
     layouts_of,
     rank_heads,
@@ -515,10 +515,9 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
         raise ValueError("speculative_config.replicated_draft: only the planner of dark-devotion knows it")
     check_parallel(request, model, dialect)
     check_dtype(request, dialect)
-    dtype = resolve_dtype(request, model, dialect)
-    if dtype == "nvfp4" and model.mla:
+    if resolve_dtype(request, model, dialect) == "nvfp4" and model.mla:
         raise EngineRefusal(texts.plain_nvfp4())
-    backend = choose_backend(request, model, dialect, dtype)
+    dtype, backend = choose_kernel(request, model, dialect)
     if unreadable(dtype, model):
         raise EngineRefusal(texts.no_backend_at_all())
     mode = _state_mode(request, model, dialect)

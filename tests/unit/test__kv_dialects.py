@@ -261,3 +261,22 @@ def test_no_kernel_for_context_parallelism() -> None:
     # DCP 1 alone would not do: four times the blocks.
     assert answer["changes"] == [{"decode_context_parallel_size": 1, "max_model_len": 33_472}]
     assert answer["reasons"][0].endswith("Smallest change: decode_context_parallel_size 1 with max_model_len 33472.")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "row_bytes"),
+    [
+        # FlashMLA packs what it is asked for as fp8, and does not read fp8_e4m3: FlashInfer's kernel does, as it is.
+        ("fp8", "9.0", 656),
+        ("fp8_e4m3", "9.0", 576),
+        ("fp8_e4m3", "10.0", 576),
+        ("fp8_e4m3", "12.1", 656),
+    ],
+)
+def test_the_kernel_of_sparse_attention_decides_the_rows(dtype: str, capability: str, row_bytes: int) -> None:
+    """One layer of GLM-5.2 with its indexer, in blocks of 64."""
+    config = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
+    asked = {"kv_cache_dtype": dtype, "compute_capability": capability, "max_model_len": 4096}
+    overrides = {"num_hidden_layers": 1}
+    answer = fit({"config": config, "kv_cache_memory_bytes": 10**9, "hf_overrides": overrides, **asked})
+    assert answer["bytes_per_block"] == 64 * (row_bytes + 132)
