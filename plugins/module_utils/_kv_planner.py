@@ -230,6 +230,9 @@ def check_layers(request: Request, model: Model, dtype: str) -> None:
     for cache in [cache for layer in model.layers for cache in layer if cache.kind in (FULL, SLIDING, CHUNKED)]:
         if cache.heads % tp and tp % cache.heads:
             raise EngineRefusal(texts.uneven_kv_heads(model.family, cache.heads, tp))
+        if model.family == "gpt_oss" and cache.heads < tp:
+            # Its class does not repeat KV heads: a rank is left without any.
+            raise EngineRefusal("integer modulo by zero")
         heads = rank_heads(cache, tp)
         if queries % heads:
             raise EngineRefusal(f"num_heads ({queries}) is not divisible by num_kv_heads ({heads})")
@@ -663,8 +666,9 @@ def check_context(model: Model, dialect: Dialect, context: int) -> str | None:
         return None
     if model.model_max_length is not None and context <= model.model_max_length:
         return None
-    # Since 0.20 the engine keeps it as a float; before, only models that may be scaled by a rope factor had one.
-    scaled = dialect.version >= (0, 20) or model.family not in _UNSCALED_FAMILIES
+    # Since 0.20 the engine keeps what the config says as a float; else only what may be scaled by a rope factor is one.
+    scaled = dialect.version >= (0, 20) and model.context_key != "sliding_window"
+    scaled = scaled or model.family not in _UNSCALED_FAMILIES
     derived = str(float(model.context)) if scaled else str(model.context)
     return texts.context_too_long(context, model.context_key, derived, model.model_max_length)
 

@@ -14,6 +14,7 @@ import typing as t
 import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+from tests.oracle import models
 from tests.oracle.builds import generate
 from tests.oracle.models import QWEN3_5, QWEN3_5_MOE
 from tests.oracle.oracle import Oracle
@@ -111,6 +112,35 @@ def test_qwen35(oracle: Oracle, config: dict[str, t.Any], name: str) -> None:
     """The text part of Qwen3.5, with and without experts."""
     keys, arguments = QWEN35_CASES[name]
     assert difference(oracle, {**config, **keys}, {**QWEN35, **arguments}) is None
+
+
+ODD = {"max_num_batched_tokens": 512, "max_num_seqs": 4, "max_model_len": 1024, "kv_cache_memory_bytes": 40_000_000}
+MIXED = {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}
+# What a config may say and few do, and what is asked of it.
+ODD_CASES: dict[str, tuple[dict[str, t.Any], dict[str, t.Any], dict[str, t.Any]]] = {
+    "window-of-glm4": (models.GLM4, {"sliding_window": 64}, {}),
+    "window-of-glm4-moe": (models.GLM4_MOE, {"sliding_window": 1}, {}),
+    "window-of-some-layers": (models.MINIMAX_M2, MIXED, {}),
+    "window-0": (models.GEMMA2, {"sliding_window": 0}, {}),
+    "window-null": (models.GEMMA3, {"sliding_window": None}, {}),
+    "window-off": (models.GEMMA3, {}, {"disable_sliding_window": True, "max_model_len": -1}),
+    "window-off-too-long": (models.GEMMA3, {}, {"disable_sliding_window": True}),
+    "window-off-too-long-scaled": (models.MISTRAL, {}, {"disable_sliding_window": True}),
+    "chunks-in-gemma": (models.GEMMA3, {"layer_types": ["chunked_attention"] * 6}, {}),
+    "chunks-in-qwen": (models.QWEN3_NEXT, {"layer_types": ["chunked_attention"] * 4}, {}),
+    "head-dim-null": (models.GLM4_MOE, {"head_dim": None}, {}),
+    "kv-heads-null": (models.QWEN2_MOE, {"num_key_value_heads": None}, {}),
+    "context-null": (models.LLAMA, {"max_position_embeddings": None}, {}),
+    "rope-without-factor": (models.LLAMA, {"rope_scaling": {"rope_type": "linear"}}, {}),
+    "gpt-oss-tp4": (models.GPT_OSS, {}, {"tensor_parallel_size": 4}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ODD_CASES))
+def test_odd(oracle: Oracle, name: str) -> None:
+    """Odd, but read by the engine in one way only, or refused."""
+    config, keys, arguments = ODD_CASES[name]
+    assert difference(oracle, {**config, **keys}, {**ODD, **arguments}) is None
 
 
 FITTED = {"max_model_len": -1, "kv_cache_memory_bytes": 4 * 10**9}

@@ -278,7 +278,7 @@ def test_windows_that_are_switched_off() -> None:
     options = {"config": config, "kv_cache_memory_bytes": 10**9, "disable_sliding_window": True}
     answer = fit(options)
     assert ([group["spec"] for group in answer["groups"]], answer["planned_model_len"]) == (["full"], 1024)
-    assert "(sliding_window=1024.0 or" in fit({**options, "max_model_len": 1025})["engine_error"]
+    assert "(sliding_window=1024 or" in fit({**options, "max_model_len": 1025})["engine_error"]
     assert fit({**options, "config": {**config, "sliding_window": None}})["planned_model_len"] == 131_072
     # A window that the config promises and does not give is not missed either.
     llama = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
@@ -374,3 +374,17 @@ def test_a_kernel_that_deals_out_single_tokens(changes: dict[str, t.Any], words:
     options = {"config": config, "kv_cache_memory_bytes": 10**9, "max_model_len": 4096, "compute_capability": "10.0"}
     options.update(tensor_parallel_size=4, decode_context_parallel_size=4, dcp_kv_cache_interleave_size=16)
     assert fit({**options, **changes})["engine_error"] == words
+
+
+def test_gpt_oss_has_a_kv_head_for_every_rank() -> None:
+    """Its class divides them by the ranks and repeats none."""
+    config = {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 64,
+        "max_position_embeddings": 4096,
+    }
+    options = {"config": config, "kv_cache_memory_bytes": 10**9, "max_model_len": 4096}
+    assert fit({**options, "tensor_parallel_size": 8})["fits"]
+    assert fit({**options, "tensor_parallel_size": 16})["engine_error"] == "integer modulo by zero"
+    assert fit({**options, "tensor_parallel_size": 16, "hf_overrides": {"num_key_value_heads": 16}})["fits"]
