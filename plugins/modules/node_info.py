@@ -37,7 +37,7 @@ options:
     type: path
     default: /var/lib/sparkrig/plan.json
   units:
-    description: The units of the rig. O(plan) is served while the first of them is active.
+    description: The units of the rig. O(plan) is served while one of them is active.
     type: list
     elements: str
     default: [sparkrig-ray.service, sparkrig-vllm.service]
@@ -162,8 +162,9 @@ def serving_plan(module: AnsibleModule) -> str:
     plan = module.params["plan"]
     if not os.path.isfile(plan):
         return ""
-    active, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", module.params["units"][0]])
-    if active != 0:
+    # Its status is 0 when one of them is active: without Ray there is the engine's unit alone, on a worker Ray's alone.
+    none_active, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", *module.params["units"]])
+    if none_active:
         return ""
     with open(plan, "rb") as stream:
         return hashlib.sha256(stream.read()).hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import types
 import typing as t
 from pathlib import Path
 
@@ -225,3 +226,25 @@ def test_a_problem_that_only_follows_from_another_is_left_out() -> None:
     problems = {"a": "no config.json", "b": "'dict object' has no attribute 'digests'", "c": ""}
     assert preflight._checkpoints(problems) == {"a": "no config.json"}
     assert preflight._checkpoints({"b": "'x' is undefined"}) == {"b": "'x' is undefined"}
+
+
+@pytest.mark.parametrize(
+    ("active", "served"),
+    [
+        ("sparkrig-ray.service", True),
+        # Without Ray.
+        ("sparkrig-vllm.service", True),
+        ("ssh.service", False),
+    ],
+)
+def test_a_plan_is_served_while_a_unit_of_the_rig_is_active(tmp_path: Path, active: str, served: bool) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_bytes(b"{}")
+
+    def systemctl(words: list[str]) -> tuple[int, str, str]:
+        assert words[:3] == ["systemctl", "is-active", "--quiet"]
+        return (0 if active in words[3:] else 3), "", ""
+
+    params = {"plan": str(plan), "units": ["sparkrig-ray.service", "sparkrig-vllm.service"]}
+    module = t.cast("AnsibleModule", types.SimpleNamespace(params=params, run_command=systemctl))
+    assert bool(node_info.serving_plan(module)) is served
