@@ -69,9 +69,9 @@ clean: down ## Remove the lab and its cache
 # --- The tests ----------------------------------------------------------------------------------------------
 
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
-SERVING := interrupted default refusals changed_plan dead_node reset
-# The same, but long: speed, Ray and who may join it, every fault, and vLLM's own executor instead of Ray.
-SERVING_LONG := default bench ray_cluster faults executor_mp ctrl_c
+SERVING := interrupted default refusals changed_plan dead_node faults reset
+# The same, but long: speed, Ray and who may join it, vLLM's own executor instead of Ray, Ctrl-C in every role.
+SERVING_LONG := default bench ray_cluster executor_mp ctrl_c
 # On bare nodes, each of which it leaves bare.
 BARE := fabric node runtime
 BARE_LONG := reset_halfway checkpoint
