@@ -101,6 +101,7 @@ class Model:
     assumptions: sentences about keys that the config leaves to the engine's defaults;
     refusal: what the engine's model class says against this config;
     latent: what kernels of MLA ask for (None: no MLA);
+    dealt_width: elements of a layer that must be a multiple of all ranks, stages included (0: no such rule);
     expert_layers: by layer, whether it has experts, where no pipeline stage may be without (empty: no such rule), and
     no_experts: what the model class says of such a stage.
     """
@@ -127,6 +128,7 @@ class Model:
     assumptions: tuple[str, ...] = ()
     refusal: str | None = None
     latent: Latent | None = None
+    dealt_width: int = 0
     expert_layers: tuple[bool, ...] = ()
     no_experts: str = ""
 
@@ -1019,7 +1021,9 @@ def _drafts(fields: _Fields, family: Family) -> tuple[Layer, ...]:
     if fields.model_type == "nemotron_h":
         types = _nemotron_types(fields, "mtp_hybrid_override_pattern", ("mtp_layers_block_type",))
         return tuple(_nemotron_layer(fields, family, kind) for kind in types)
-    return ((_windowed(_heads(fields, family), None),),) * count
+    if family.hybrid:
+        return ((_windowed(_heads(fields, family), None),),) * count
+    return _alike(fields, family)[:1] * count
 
 
 def settled(config: Config) -> tuple[Config, tuple[str, ...]]:
@@ -1124,6 +1128,7 @@ def read_model(config: Config, windowless: bool = False) -> Model:
         assumptions=fields.assumptions,
         refusal=fields.refusal,
         latent=_latent_shape(fields) if family.mla else None,
+        dealt_width=fields.integer("intermediate_size", 2880) if model_type == "gpt_oss" else 0,
         expert_layers=tuple(family.experts(fields, len(layers))) if family.experts is not None else (),
         no_experts=family.no_experts,
     )

@@ -236,6 +236,8 @@ def check_layers(request: Request, model: Model, dtype: str) -> None:
         heads = rank_heads(cache, tp)
         if queries % heads:
             raise EngineRefusal(f"num_heads ({queries}) is not divisible by num_kv_heads ({heads})")
+    if model.dealt_width % request.ranks:
+        raise EngineRefusal("assert config.intermediate_size % self.world_size == 0")
 
 
 def _check_grouped_dcp(request: Request, model: Model, dialect: Dialect) -> None:

@@ -388,3 +388,21 @@ def test_gpt_oss_has_a_kv_head_for_every_rank() -> None:
     assert fit({**options, "tensor_parallel_size": 8})["fits"]
     assert fit({**options, "tensor_parallel_size": 16})["engine_error"] == "integer modulo by zero"
     assert fit({**options, "tensor_parallel_size": 16, "hf_overrides": {"num_key_value_heads": 16}})["fits"]
+
+
+def test_drafts_have_the_window_of_the_model() -> None:
+    """The engine's one window is that of the draft layers too."""
+    config = {"model_type": "glm4_moe", "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+    config.update(num_nextn_predict_layers=1, sliding_window=64, max_position_embeddings=4096, num_key_value_heads=4)
+    drafts = {"method": "mtp", "num_speculative_tokens": 1}
+    answer = fit({"config": config, "kv_cache_memory_bytes": 10**8, "speculative_config": drafts})
+    assert [(group["spec"], group["layers"]) for group in answer["groups"]] == [("sliding", 3)]
+
+
+def test_gpt_oss_wants_an_even_width_for_all_ranks() -> None:
+    """Its experts are dealt out over every process, pipeline stages included."""
+    config = {"model_type": "gpt_oss", "num_hidden_layers": 14, "num_attention_heads": 64}
+    options = {"config": {**config, "max_position_embeddings": 4096}, "kv_cache_memory_bytes": 10**9}
+    odd = fit({**options, "max_model_len": 4096, "pipeline_parallel_size": 7})
+    assert odd["engine_error"] == "assert config.intermediate_size % self.world_size == 0"
+    assert fit({**options, "max_model_len": 4096, "pipeline_parallel_size": 2})["fits"]
