@@ -95,9 +95,9 @@ def test_a_runtime_that_cannot_be_built() -> None:
     assert_refused(outcome, "Role runtime has neither files/locks/glm9.py")
 
 
-# Four nodes, and the controller on the same two cores. An idle machine takes 8 s; this tells a regression from a
-# machine that is busy.
-PREFLIGHT_S = 15.0
+# Four nodes, and the controller on the same two cores. An idle machine takes 7 s; the best of three runs tells a
+# regression from a machine that is busy for a moment.
+PREFLIGHT_S = 10.0
 
 
 def findings(path: Path) -> dict[str, t.Any]:
@@ -136,13 +136,19 @@ def test_preflight_has_a_plan_that_does_not_fit_among_its_findings(tmp_path: Pat
 
 def test_preflight_says_by_its_exit_status_what_it_found(tmp_path: Path) -> None:
     report = tmp_path / "preflight.json"
+    seconds = []
+
+    def preflight(variables: dict[str, t.Any]) -> Outcome:
+        started = time.monotonic()
+        outcome = play("sparkrig.serving.preflight", variables)
+        seconds.append(time.monotonic() - started)
+        return outcome
+
     host = HOSTS[NODES[1].name]
     # A process of ours that no unit knows, as a launch that was killed leaves them.
     host.run("cp /bin/sleep /opt/sparkrig/stray && systemd-run --unit=stray /opt/sparkrig/stray 300")
     try:
-        started = time.monotonic()
-        outcome = play("sparkrig.serving.preflight", {"preflight_report": str(report)})
-        seconds = time.monotonic() - started
+        outcome = preflight({"preflight_report": str(report)})
         assert outcome.code == 3, outcome.text
         assert outcome.changed == 0
         seen = findings(report)
@@ -150,14 +156,12 @@ def test_preflight_says_by_its_exit_status_what_it_found(tmp_path: Path) -> None
         left = [finding for finding in seen["findings"] if finding["id"] == "process.leftover"]
         assert [finding["node"] for finding in left] == [NODES[1].name]
         warned = {finding["id"] for finding in seen["findings"] if finding["severity"] == "warning"}
-        accepted = play("sparkrig.serving.preflight", {"preflight_accept": sorted(warned)})
+        accepted = preflight({"preflight_accept": sorted(warned)})
         assert accepted.code == 0, accepted.text
-        started = time.monotonic()
-        strict = play("sparkrig.serving.preflight", {"preflight_strict": True})
-        seconds = min(seconds, time.monotonic() - started)
+        strict = preflight({"preflight_strict": True})
         assert strict.code == 2, strict.text
         assert "Warnings, which fail because preflight_strict is true:" in strict.text
         assert "(process.leftover)" in strict.text
     finally:
         host.run("systemctl stop stray; rm -f /opt/sparkrig/stray")
-    assert seconds <= PREFLIGHT_S
+    assert min(seconds) <= PREFLIGHT_S, seconds
