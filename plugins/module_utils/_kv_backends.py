@@ -19,7 +19,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import INDEXER, MLA, EngineRefusal
 
-PLAIN_BYTES = 2
+_PLAIN_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -414,6 +414,8 @@ def check_dtype(request: Request, dialect: Dialect) -> None:
     fork = dialect.name == "dark-devotion" and dtype == "nvfp4_ds_mla"
     if dialect.version < _DTYPE_SINCE.get(dtype, (0, 0)) and not fork:
         raise ValueError(f"kv_cache_dtype: {dtype!r} is not known to engine {dialect.name}")
+    if request.device == "cuda" and plain_bytes(request) != _PLAIN_BYTES:
+        raise ValueError(f"dtype: {request.dtype!r} is planned for device cpu only; GPUs serve bfloat16 or float16")
 
 
 def _asked_dtype(request: Request, model: Model, dialect: Dialect) -> str:
@@ -455,10 +457,16 @@ def choose_kernel(request: Request, model: Model, dialect: Dialect) -> tuple[str
     return "fp8_ds_mla" if asked in packs.get(backend.name, ()) else asked, backend
 
 
-def token_bytes(cache: Cache, heads: int, dtype: str, dialect: Dialect) -> int:
+def plain_bytes(request: Request) -> int:
+    """Bytes of an element that is stored as the model computes with it."""
+    return 4 if request.dtype in ("float", "float32") else _PLAIN_BYTES
+
+
+def token_bytes(cache: Cache, heads: int, dtype: str, dialect: Dialect, auto_bytes: int) -> int:
     """Bytes of one token in one layer of one rank.
 
-    heads: KV heads of this rank. Formulae: (K + V) * heads * D; MLA: its one vector; indexer: bytes as they are.
+    heads: KV heads of this rank; auto_bytes: of an element where *dtype* is auto. Formulae: (K + V) * heads * D;
+    MLA: its one vector; indexer: bytes as they are.
     """
     if cache.kind == INDEXER:
         return cache.key
@@ -473,7 +481,7 @@ def token_bytes(cache: Cache, heads: int, dtype: str, dialect: Dialect) -> int:
         return heads * (cache.key // 2 + cache.value // 2 + 8)
     if dtype.endswith("per_token_head"):
         return heads * (elements + 8)
-    return heads * elements * PLAIN_BYTES
+    return heads * elements * (auto_bytes if dtype == "auto" else _PLAIN_BYTES)
 
 
 def strides(cache: Cache, backend: Backend, size: int, dtype: str, request: Request) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Callable
 
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 CACHE_DTYPES = (
     "auto",
     "bfloat16",
@@ -50,6 +51,7 @@ class Request:
     decode_context_parallel_size: int = 1
     dcp_kv_cache_interleave_size: int = 1
     dcp_comm_backend: str | None = None
+    dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     block_size: int | None = None
     max_model_len: int | None = None
@@ -223,6 +225,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "dcp_kv_cache_interleave_size": _optional_count,
     "cp_kv_cache_interleave_size": _optional_count,
     "dcp_comm_backend": _optional_choice(("ag_rs", "a2a")),
+    "dtype": _choice(DTYPES),
     "kv_cache_dtype": _choice(CACHE_DTYPES),
     "block_size": _optional_count,
     "max_model_len": _context,

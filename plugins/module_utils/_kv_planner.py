@@ -16,13 +16,13 @@ from math import gcd
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
-    PLAIN_BYTES,
     Backend,
     block_size_of,
     check_dtype,
     choose_kernel,
     judged_backend,
     layouts_of,
+    plain_bytes,
     rank_heads,
     resolve_dtype,
     row_stride,
@@ -177,9 +177,10 @@ def state_bytes(state: StateShape, request: Request, dialect: Dialect) -> int:
     for count, _what in ((width, "channels of the convolution"), (state.heads, "heads of the recurrent state")):
         if count % tp:
             raise EngineRefusal(f"{count} is not divisible by {tp}")
-    conv = width // tp * (state.kernel - 1 + request.speculative_tokens) * PLAIN_BYTES
+    conv = width // tp * (state.kernel - 1 + request.speculative_tokens) * plain_bytes(request)
     recurrent = state.heads // tp * state.rows * state.columns
-    return conv + recurrent * _STATE_BYTES[request.mamba_ssm_cache_dtype or state.dtype or "bfloat16"]
+    stored = request.mamba_ssm_cache_dtype or state.dtype
+    return conv + recurrent * (_STATE_BYTES[stored] if stored else plain_bytes(request))
 
 
 def takes_checkpoints(request: Request, dialect: Dialect, state: StateShape, state_mode: str) -> bool:
@@ -409,7 +410,7 @@ class _Builder:
         if cache.kind == STATE:
             return self._state(cache)
         heads = rank_heads(cache, self.request.tensor_parallel_size)
-        size = token_bytes(cache, heads, self.dtype, self.dialect)
+        size = token_bytes(cache, heads, self.dtype, self.dialect, plain_bytes(self.request))
         stride, rows = 1, 0
         if self.dialect.alignment == "rows":
             stride = row_stride(cache, self.backend, size, self.dtype, self.request)
@@ -467,7 +468,7 @@ def _enlarged(builder: _Builder) -> _Builder:
         return replace(builder, state_block=builder.block_size)
     state = max(state_bytes(shape, request, dialect) for shape in states)
     heads = rank_heads(attention[0], request.tensor_parallel_size)
-    one = token_bytes(attention[0], heads, builder.dtype, dialect)
+    one = token_bytes(attention[0], heads, builder.dtype, dialect, plain_bytes(request))
     step = dialect.kernel_step or max(builder.backend.smallest, builder.block_size)
     if model.mla:
         step = max(step, 128)

@@ -104,6 +104,13 @@ options:
         O(max_num_seqs).
     type: bool
     default: false
+  dtype:
+    description:
+      - What the engine computes with. O(kv_cache_dtype=auto) is stored as such.
+      - V(auto) counts two bytes an element. V(float) and V(float32) are planned for O(device=cpu) only.
+    type: str
+    choices: [auto, half, float16, bfloat16, float, float32]
+    default: auto
   mamba_ssm_cache_dtype:
     description: How recurrent states are stored. Left out, as the model asks for it.
     type: str
@@ -317,7 +324,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
-from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import CACHE_DTYPES, LAYOUTS
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import CACHE_DTYPES, DTYPES, LAYOUTS
 from ansible_collections.sparkrig.serving.plugins.module_utils._node import Memory, memory
 
 _OWN_OPTIONS = ("model", "measure_memory")
@@ -351,6 +358,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "max_num_batched_tokens": {"type": "int", "default": 2048, "no_log": False},
         "enable_prefix_caching": {"type": "bool"},
         "enforce_eager": {"type": "bool", "default": False},
+        "dtype": {"type": "str", "choices": list(DTYPES), "default": "auto"},
         "mamba_ssm_cache_dtype": {"type": "str", "choices": ["float32", "bfloat16", "float16"]},
         "speculative_config": {"type": "dict"},
         "draft_config": {"type": "dict"},

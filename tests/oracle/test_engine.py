@@ -30,6 +30,11 @@ CASES: list[Case] = [
         {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "speculative_config": MTP},
     ),
     ("gqa", models.LLAMA, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000}),
+    (
+        "mla-mtp-float32",
+        models.DEEPSEEK_V3,
+        {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000, "speculative_config": MTP, "dtype": "float32"},
+    ),
     ("windows", models.GEMMA3, {"max_model_len": 4096, "kv_cache_memory_bytes": 4_000_000}),
     ("gdn", models.QWEN3_NEXT, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
     ("mamba2", models.NEMOTRON_H, {"max_model_len": 2048, "kv_cache_memory_bytes": 4_000_000}),
@@ -46,6 +51,13 @@ CASES: list[Case] = [
     ),
 ]
 MORE: list[Case] = [
+    ("gqa-float32", models.LLAMA, {"max_model_len": 512, "kv_cache_memory_bytes": 1_000_000, "dtype": "float32"}),
+    ("gdn-float32", models.QWEN3_NEXT, {"max_model_len": 2048, "kv_cache_memory_bytes": 8_000_000, "dtype": "float32"}),
+    (
+        "mamba2-float32",
+        models.NEMOTRON_H,
+        {"max_model_len": 2048, "kv_cache_memory_bytes": 8_000_000, "dtype": "float"},
+    ),
     ("block-64", models.LLAMA, {"max_model_len": 500, "kv_cache_memory_bytes": 1_000_000, "block_size": 64}),
     ("too-long", models.LLAMA, {"max_model_len": 9000, "kv_cache_memory_bytes": 10_000_000}),
     ("mla", models.DEEPSEEK_V3, {"max_model_len": 256, "kv_cache_memory_bytes": 2_000_000}),

@@ -161,6 +161,10 @@ BAD = [
         "kv_cache_dtype: 'nvfp4' needs a GPU, and device is cpu",
     ),
     (
+        {"dtype": "float32"},
+        "dtype: 'float32' is planned for device cpu only; GPUs serve bfloat16 or float16",
+    ),
+    (
         {"engine": "0.13.0", "max_model_len": -1},
         "max_model_len: -1 is not known to engine 0.13; give a number of tokens",
     ),
