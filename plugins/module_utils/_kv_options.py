@@ -271,6 +271,9 @@ _BY_RANK = (
 # `null` means "the default" for these; for the others it is a wrong type.
 _NULL_IS_DEFAULT = ("overhead_bytes", "reserve_bytes", "startup_bytes", "kv_cache_layout")
 
+# Options of the engine that change the cache in a way that is not planned: better no answer than a wrong one.
+_NOT_PLANNED = {"kv_cache_dtype_skip_layers": "layers with a cache dtype of their own are not planned"}
+
 OPTION_NAMES = tuple(sorted(tuple(_CHECKS) + _COMPOSED))
 
 
@@ -324,7 +327,10 @@ def parse_request(options: Mapping[str, Any]) -> Request:
     """
     if not isinstance(options, Mapping):
         raise ValueError(f"options: a dictionary is needed, not {type(options).__name__}")
-    unknown = sorted(str(key) for key in options if key not in OPTION_NAMES)
+    for name, why in _NOT_PLANNED.items():
+        if options.get(name):
+            raise _fail(name, options[name], why)
+    unknown = sorted(str(key) for key in options if key not in OPTION_NAMES and key not in _NOT_PLANNED)
     if unknown:
         raise ValueError("{}: unknown option; known are {}".format(unknown[0], ", ".join(OPTION_NAMES)))
     config = options.get("config")

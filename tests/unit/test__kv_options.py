@@ -161,6 +161,10 @@ BAD = [
         "kv_cache_dtype: 'nvfp4' needs a GPU, and device is cpu",
     ),
     (
+        {"kv_cache_dtype_skip_layers": ["0", "1"]},
+        "kv_cache_dtype_skip_layers: ['0', '1'] is not allowed; layers with a cache dtype of their own are not planned",
+    ),
+    (
         {"dtype": "float32"},
         "dtype: 'float32' is planned for device cpu only; GPUs serve bfloat16 or float16",
     ),
