@@ -73,8 +73,8 @@ SERVING := interrupted default refusals changed_plan dead_node faults reset
 # The same, but long: speed, Ray and who may join it, vLLM's own executor instead of Ray, Ctrl-C in every role.
 SERVING_LONG := default bench ray_cluster executor_mp ctrl_c
 # On bare nodes, each of which it leaves bare.
-BARE := fabric node runtime
-BARE_LONG := reset_halfway checkpoint
+BARE := fabric
+BARE_LONG := node runtime reset_halfway checkpoint
 
 .PHONY: test
 test: system venv ## The tests, from lint to the molecule scenarios
