@@ -53,7 +53,7 @@ def completion(prompt: str) -> str:
 
 def test_running_again_serves_a_batch_whose_context_is_found_anew() -> None:
     plan = serve(BATCH)
-    assert plan["kv_cache_tokens"] >= SEQUENCES * plan["max_model_len"] > SEQUENCES * 2048
+    assert plan["kv_cache_tokens"] >= SEQUENCES * plan["planned_model_len"] > SEQUENCES * 2048
 
 
 def test_requests_side_by_side_get_the_text_that_they_get_alone() -> None:
