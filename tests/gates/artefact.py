@@ -63,7 +63,10 @@ def bare_environment(folder: Path, bin_folder: Path = BIN) -> dict[str, str]:
 
 
 def install(folder: Path) -> tuple[Path, Path]:
-    """Build the collection and install it under *folder*; returns the artefact and the installed collection."""
+    """Build the collection and install it under *folder*; returns the artefact and the installed collection.
+
+    Raises :class:`LabError` when the artefact holds more than the collection, or less.
+    """
     for name in ("artefact", "installed"):
         shutil.rmtree(folder / name, ignore_errors=True)
     installed = folder / "installed"
@@ -71,6 +74,7 @@ def install(folder: Path) -> tuple[Path, Path]:
     quiet = {"ANSIBLE_COLLECTIONS_PATH": str(installed), "ANSIBLE_GALAXY_DISPLAY_PROGRESS": "false"}
     execute([galaxy, "collection", "build", str(PROJECT), "--output-path", str(folder / "artefact")], folder, **quiet)
     (artefact,) = (folder / "artefact").glob("*.tar.gz")
+    check_contents(artefact)
     execute([galaxy, "collection", "install", str(artefact), "--offline", "-p", str(installed)], folder, **quiet)
     return artefact, installed / "ansible_collections" / "sparkrig" / "serving"
 
@@ -129,7 +133,6 @@ def main() -> None:
     folder = cache_dir() / "gates"
     folder.mkdir(exist_ok=True)
     artefact, collection = install(folder)
-    check_contents(artefact)
     say(f"{artefact.name} is built and installed")
     home = folder / "home"
     home.mkdir(exist_ok=True)
