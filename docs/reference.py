@@ -9,6 +9,7 @@ argument specs and DOCUMENTATION blocks; this only lays them out.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
@@ -48,8 +49,11 @@ def value(thing: object) -> str:
     """A default or a choice as code; nothing for a missing one."""
     if thing is None:
         return ""
-    word = thing if isinstance(thing, str) else json.dumps(thing)
-    return "`" + " ".join(word.split()).replace("|", "\\|") + "`"
+    word = " ".join((thing if isinstance(thing, str) else json.dumps(thing)).split())
+    if "|" in word:
+        # In a table's code GitHub wants this sign escaped, and mkdocs shows the escape; both know its number.
+        return f"<code>{html.escape(word, quote=False).replace('|', '&#124;')}</code>"
+    return f"`{word}`"
 
 
 def rows(options: dict[str, t.Any], prefix: str = "") -> list[tuple[str, str, str, str]]:

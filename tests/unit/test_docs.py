@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -136,9 +137,39 @@ def test_the_reference_is_what_the_collection_says(tmp_path: Path) -> None:
     assert stale == [], "run `make reference`"
 
 
+class Loads(HTMLParser):
+    """What a browser fetches by itself to show a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A link that is only followed when somebody asks for it is not fetched."""
+        given = {name: value or "" for name, value in attrs}
+        names = ["src", "srcset", "data", "poster"] + (["href"] if tag == "link" else [])
+        self.found += [given[name] for name in names if name in given]
+        # The theme's own script asks GitHub about the project, and fetches what draws a diagram.
+        if given.get("data-md-component") == "source" or "mermaid" in given.get("class", "").split():
+            self.found.append(f"https: by the script of the theme, for <{tag} class={given.get('class', '')!r}>")
+
+
 @pytest.mark.slow
-def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+def test_the_site_builds_without_a_broken_link_and_is_read_without_a_network(tmp_path: Path) -> None:
     # In strict mode a page that is missing or a link that leads nowhere is an error.
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)]
     built = subprocess.run(command, cwd=PROJECT, capture_output=True, check=False, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > len(list((PROJECT / "docs").glob("*.md")))
+    for page in pages:
+        loads = Loads()
+        loads.feed(page.read_text(encoding="utf-8"))
+        local = [target for target in loads.found if not re.match("(https?:)?//|https:", target)]
+        assert loads.found == local, page
+        # 404.html is for a web server, and names its parts from the root of that.
+        assert page.name == "404.html" or [one for one in local if not (page.parent / one).exists()] == [], page
+    for sheet in site.rglob("*.css"):
+        named = re.findall(r"""(?:url\(|@import)\s*["']?([^"')]+)""", sheet.read_text(encoding="utf-8"))
+        assert [target for target in named if re.match("(https?:)?//", target)] == [], sheet

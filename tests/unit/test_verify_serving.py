@@ -77,7 +77,8 @@ def url() -> Iterator[str]:
     Engine.drafts, Engine.drafting, Engine.tokens, Engine.dead = 0.0, True, 16, False
     Engine.asked.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # It looks that often whether it shall end.
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
