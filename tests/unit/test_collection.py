@@ -53,11 +53,19 @@ def test_every_variable_of_a_role_has_its_name(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_every_entry_point_has_an_argument_spec(role: str) -> None:
+def test_the_readme_of_a_role_names_its_entry_points_and_variables(role: str) -> None:
     specs = load(PROJECT / "roles" / role / "meta" / "argument_specs.yml")["argument_specs"]
     files = {path.stem for path in (PROJECT / "roles" / role / "tasks").glob("*.yml")}
     assert set(specs) <= files
-    assert (PROJECT / "roles" / role / "README.md").is_file()
+    text = (PROJECT / "roles" / role / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# Role `sparkrig.serving.{role}`\n")
+    assert [entry for entry in specs if entry != "main" and f"`{entry}`" not in text] == []
+    # Variables that only measure may stand together, as `fabric_bandwidth_*`.
+    groups = tuple(re.findall(r"`(\w+_)\*`", text)) or ("*",)
+    variables = {name for spec in specs.values() for name in spec.get("options", {})}
+    assert sorted(name for name in variables if f"`{name}`" not in text and not name.startswith(groups)) == []
+    rows = " ".join(line.split(" | ")[0] for line in text.splitlines() if line.startswith(f"| `{role}_"))
+    assert sorted(set(re.findall(r"`(\w+)`", rows)) - variables) == []
 
 
 def test_no_role_names_a_variable_of_another_role() -> None:
