@@ -115,10 +115,10 @@ def sanity(collection: Path, home: Path) -> None:
 
 
 def galaxy_importer(artefact: Path, folder: Path) -> None:
-    """What Galaxy does with an upload, without Galaxy."""
+    """What Galaxy does with an upload, in a process of its own."""
     configuration = folder / "galaxy-importer.cfg"
     configuration.write_text(IMPORTER, encoding="utf-8")
-    command = [sys.executable, "-m", "galaxy_importer.main", str(artefact)]
+    command = [sys.executable, "-m", "tests.gates.importer", str(artefact)]
     execute(command, folder, GALAXY_IMPORTER_CONFIG=str(configuration), ANSIBLE_CONFIG=str(PROJECT / "ansible.cfg"))
 
 
