@@ -5,7 +5,8 @@
 
 On the controller: every playbook parses, ``ansible-doc`` reads every plugin and role, and the playbooks that reach no
 node run for real, with the same answer. On a node: every file imports, and every module answers bad input in JSON.
-A Python that this machine lacks is named; only 3.11, the one that all else runs on, has to be there.
+Pythons are taken from PATH and from pyenv. One that this machine lacks is named; it fails where there is none at all
+for one of the sides.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 from lab.common import LabError, cache_dir, main_guard, say
 from tests.gates.artefact import BIN, PROJECT, bare_environment, install
 
-OLDEST_CONTROLLER = "3.11"
+# The Pythons that ansible-core 2.19 runs on, and those that a node may have.
+OLDEST_ANSIBLE = "ansible-core==2.19.*"
+CONTROLLERS = ("3.11", "3.12", "3.13")
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 # They reach no node.
 OFFLINE = ("fit", "monitoring", "switch_guide")
@@ -90,6 +93,14 @@ def find_python(minor: str) -> str:
     return ""
 
 
+def choose_controllers(found: Sequence[str]) -> tuple[str, str]:
+    """The Pythons for the oldest and for the newest Ansible; *found* are those that there are, in their order."""
+    for minors, what in ((CONTROLLERS, f"{OLDEST_ANSIBLE} runs on"), (TARGETS, "a node may have")):
+        if not set(minors) & set(found):
+            raise LabError(f"no Python that {what} is in PATH or under pyenv; install one of {', '.join(minors)}.")
+    return next(minor for minor in found if minor in CONTROLLERS), found[-1]
+
+
 def make_controller(folder: Path, minor: str, interpreter: str, requirement: str) -> Controller:
     """The environment for *requirement*, made once and brought up to date where the index answers."""
     venv = folder / f"{minor}-{requirement.replace('==', '-').rstrip('.*')}"
@@ -151,18 +162,20 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     _artefact, collection = install(folder)
     found = {minor: find_python(minor) for minor in (f"3.{number}" for number in range(9, 20))}
-    if not found[OLDEST_CONTROLLER]:
-        raise LabError(f"there is no Python {OLDEST_CONTROLLER} in PATH or under pyenv; install one.")
-    targets = {minor: found[minor] for minor in TARGETS if found[minor]}
+    found = {minor: interpreter for minor, interpreter in found.items() if interpreter}
+    oldest, newest = choose_controllers(list(found))
+    targets = {minor: found[minor] for minor in TARGETS if minor in found}
     for minor in TARGETS:
-        if minor not in targets:
+        if minor not in found:
             say(f"there is no Python {minor} in PATH or under pyenv: what runs on a node was not tried with it")
-    controllers = [make_controller(folder, OLDEST_CONTROLLER, found[OLDEST_CONTROLLER], "ansible-core==2.19.*")]
-    newest = [minor for minor, interpreter in found.items() if interpreter][-1]
-    if newest == OLDEST_CONTROLLER:
-        say(f"there is no Python newer than {OLDEST_CONTROLLER}: the newest Ansible was not tried")
+    controllers = [make_controller(folder, oldest, found[oldest], OLDEST_ANSIBLE)]
+    if oldest != CONTROLLERS[0]:
+        say(f"there is no Python {CONTROLLERS[0]} in PATH or under pyenv: the oldest Ansible was tried with {oldest}")
+    last = make_controller(folder, newest, found[newest], "ansible-core")
+    if last.version != controllers[0].version:
+        controllers.append(last)
     else:
-        controllers.append(make_controller(folder, newest, found[newest], "ansible-core"))
+        say(f"there is no newer Ansible for Python {newest}, the newest in PATH or under pyenv: none was tried")
     shutil.rmtree(folder / "places", ignore_errors=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers, tried = [], []

@@ -15,6 +15,7 @@ import pytest
 
 from lab.common import LabError
 from tests.gates.importer import Linter, import_artefact
+from tests.gates.matrix import choose_controllers
 
 LOGGER = logging.getLogger("galaxy_importer.main")
 
@@ -64,3 +65,28 @@ def test_a_linter_that_does_not_end_is_a_failure(monkeypatch: pytest.MonkeyPatch
         linter.communicate(timeout=180)
     linter.kill()
     linter.wait()
+
+
+@pytest.mark.parametrize(
+    ("found", "controllers"),
+    [
+        (["3.9", "3.10", "3.11", "3.12", "3.13"], ("3.11", "3.13")),
+        (["3.9", "3.11"], ("3.11", "3.11")),
+        (["3.12"], ("3.12", "3.12")),
+        (["3.13", "3.14"], ("3.13", "3.14")),
+    ],
+)
+def test_the_matrix_takes_the_pythons_that_there_are(found: list[str], controllers: tuple[str, str]) -> None:
+    assert choose_controllers(found) == controllers
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (["3.9", "3.10"], r"no Python that ansible-core==2.19.\* runs on is in PATH .* one of 3.11, 3.12, 3.13"),
+        (["3.14"], r"no Python that ansible-core==2.19.\* runs on"),
+    ],
+)
+def test_the_matrix_wants_one_python_of_each_side(found: list[str], sentence: str) -> None:
+    with pytest.raises(LabError, match=sentence):
+        choose_controllers(found)
