@@ -187,13 +187,5 @@ faults: demo ## Every fault on a lab that serves, a table of how each one ended,
 	  molecule/ctrl_c/tests
 
 .PHONY: bench
-bench: venv ## Benchmarks, printed
-	pytest tests/bench
-
-.PHONY: ray-footprint
-ray-footprint: venv ## What an idle Ray holds on the lab's nodes, beside the seed's flags, in one run
-	@python -m tests.bench.ray_footprint
-
-.PHONY: rivals
-rivals: venv ## The fitter beside the public calculators, from the package index, in one run
-	PYTHONPATH="$(CURDIR)/.collections:$(CURDIR)" python -m tests.bench.rivals
+bench: build ## Measure everything on a lab of its own, and write docs/performance.md; PART="fit ray" measures these anew
+	PYTHONPATH="$(CURDIR)/.collections:$(CURDIR)" python -m tests.bench.performance $(PART)

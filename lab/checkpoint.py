@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write the lab's model: a base checkpoint that promises an MTP layer, and the overlay that has it.
 
-    python3 lab/checkpoint.py DEST_DIR [--seed N]
+    python3 lab/checkpoint.py DEST_DIR [--seed N] [--heads N]
 
 DEST_DIR/lab-base  DeepSeek-V3-shaped (MLA 512 + 64, mixture of experts, three layers), three shards,
                    tokenizer and chat template. Its config.json advertises one MTP layer, as the public
@@ -185,7 +185,7 @@ def ones(count: int) -> Tensor:
     return "BF16", (count,), bfloat16(1.0) * count
 
 
-def attention(noise: Noise, prefix: str) -> dict[str, Tensor]:
+def attention(noise: Noise, prefix: str, heads: int) -> dict[str, Tensor]:
     def linear(name: str, outputs: int, inputs: int, strength: float = 1.0) -> tuple[str, Tensor]:
         full = f"{prefix}.self_attn.{name}.weight"
         return full, noise(full, (outputs, inputs), strength / math.sqrt(inputs))
@@ -194,11 +194,11 @@ def attention(noise: Noise, prefix: str) -> dict[str, Tensor]:
         [
             linear("q_a_proj", Q_LORA_RANK, HIDDEN),
             (f"{prefix}.self_attn.q_a_layernorm.weight", ones(Q_LORA_RANK)),
-            linear("q_b_proj", HEADS * (NOPE_HEAD_DIM + ROPE_HEAD_DIM), Q_LORA_RANK, QUERY_STRENGTH),
+            linear("q_b_proj", heads * (NOPE_HEAD_DIM + ROPE_HEAD_DIM), Q_LORA_RANK, QUERY_STRENGTH),
             linear("kv_a_proj_with_mqa", KV_LORA_RANK + ROPE_HEAD_DIM, HIDDEN),
             (f"{prefix}.self_attn.kv_a_layernorm.weight", ones(KV_LORA_RANK)),
-            linear("kv_b_proj", HEADS * (NOPE_HEAD_DIM + V_HEAD_DIM), KV_LORA_RANK),
-            linear("o_proj", HIDDEN, HEADS * V_HEAD_DIM, LAYER_STRENGTH),
+            linear("kv_b_proj", heads * (NOPE_HEAD_DIM + V_HEAD_DIM), KV_LORA_RANK),
+            linear("o_proj", HIDDEN, heads * V_HEAD_DIM, LAYER_STRENGTH),
             (f"{prefix}.input_layernorm.weight", ones(HIDDEN)),
             (f"{prefix}.post_attention_layernorm.weight", ones(HIDDEN)),
         ]
@@ -215,9 +215,9 @@ def feed_forward(noise: Noise, prefix: str, width: int) -> dict[str, Tensor]:
     return tensors
 
 
-def layer(noise: Noise, index: int) -> dict[str, Tensor]:
+def layer(noise: Noise, index: int, heads: int = HEADS) -> dict[str, Tensor]:
     prefix = f"model.layers.{index}"
-    tensors = attention(noise, prefix)
+    tensors = attention(noise, prefix, heads)
     if index < DENSE_LAYERS:
         tensors.update(feed_forward(noise, f"{prefix}.mlp", INTERMEDIATE))
         return tensors
@@ -234,7 +234,7 @@ def layer(noise: Noise, index: int) -> dict[str, Tensor]:
     return tensors
 
 
-def mtp_layer(noise: Noise) -> dict[str, Tensor]:
+def mtp_layer(noise: Noise, heads: int = HEADS) -> dict[str, Tensor]:
     """The layer that drafts. Embedding and head are the main model's, as in GLM-5.2's overlay."""
     prefix = f"model.layers.{LAYERS}"
     # Left half: the new token's embedding, passed through; right half: the last hidden state, ignored.
@@ -244,11 +244,11 @@ def mtp_layer(noise: Noise) -> dict[str, Tensor]:
         f"{prefix}.enorm.weight": ones(HIDDEN),
         f"{prefix}.hnorm.weight": ones(HIDDEN),
         f"{prefix}.shared_head.norm.weight": ones(HIDDEN),
-        **layer(noise, LAYERS),
+        **layer(noise, LAYERS, heads),
     }
 
 
-def config() -> dict[str, t.Any]:
+def config(heads: int = HEADS) -> dict[str, t.Any]:
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
         "attention_bias": False,
@@ -269,10 +269,10 @@ def config() -> dict[str, t.Any]:
         "n_routed_experts": EXPERTS,
         "n_shared_experts": 1,
         "norm_topk_prob": True,
-        "num_attention_heads": HEADS,
+        "num_attention_heads": heads,
         "num_experts_per_tok": 2,
         "num_hidden_layers": LAYERS,
-        "num_key_value_heads": HEADS,
+        "num_key_value_heads": heads,
         "num_nextn_predict_layers": 1,
         "pad_token_id": PAD,
         "q_lora_rank": Q_LORA_RANK,
@@ -403,20 +403,20 @@ def write(folder: Path, files: t.Mapping[str, bytes]) -> None:
         os.replace(partial, folder / name)
 
 
-def build(seed: int) -> dict[str, dict[str, bytes]]:
+def build(seed: int, heads: int = HEADS) -> dict[str, dict[str, bytes]]:
     """All files: {folder: {name: bytes}}."""
     noise = Noise(seed)
-    first = {"model.embed_tokens.weight": embeddings(), **layer(noise, 0)}
-    last = {**layer(noise, 2), "model.norm.weight": ones(HIDDEN), "lm_head.weight": head()}
+    first = {"model.embed_tokens.weight": embeddings(), **layer(noise, 0, heads)}
+    last = {**layer(noise, 2, heads), "model.norm.weight": ones(HIDDEN), "lm_head.weight": head()}
     base_shards = {
         "model-00001-of-00003.safetensors": first,
-        "model-00002-of-00003.safetensors": layer(noise, 1),
+        "model-00002-of-00003.safetensors": layer(noise, 1, heads),
         "model-00003-of-00003.safetensors": last,
     }
-    overlay_shards = {"model-00004-of-00004.safetensors": mtp_layer(noise)}
+    overlay_shards = {"model-00004-of-00004.safetensors": mtp_layer(noise, heads)}
     base = {name: safetensors(tensors) for name, tensors in base_shards.items()}
     base["model.safetensors.index.json"] = json_text(index(base_shards))
-    base["config.json"] = json_text(config())
+    base["config.json"] = json_text(config(heads))
     base["generation_config.json"] = json_text(generation_config())
     base["tokenizer.json"] = json_text(tokenizer())
     base["tokenizer_config.json"] = json_text(tokenizer_config())
@@ -429,8 +429,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the lab's base checkpoint and its MTP overlay.")
     parser.add_argument("destination", type=Path, help="the folder that gets lab-base and lab-mtp")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other weights (default: %(default)s)")
+    # Every rank has some: tensor parallelism over more ranks than these needs more of them.
+    parser.add_argument("--heads", type=int, default=HEADS, help="attention heads (default: %(default)s)")
     arguments = parser.parse_args()
-    for folder, files in build(arguments.seed).items():
+    for folder, files in build(arguments.seed, arguments.heads).items():
         write(arguments.destination / folder, files)
         size = sum(len(data) for data in files.values())
         print(f"{arguments.destination / folder}: {len(files)} files, {size:,} B")

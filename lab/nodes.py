@@ -4,7 +4,8 @@
 """The lab's nodes: systemd containers on a management bridge and two rails.
 
 ``up`` makes what is missing and leaves alone what is there, so that it also repairs a node whose container
-was killed. ``down`` removes everything that ``up`` made. The nodes are those of ``inventory/lab``.
+was killed. ``down`` removes everything that ``up`` made. The nodes are those of ``inventory/lab``, or of the inventory
+that ``SPARKRIG_INVENTORY`` names.
 
 The networks are plain bridges and veth pairs rather than podman's: the rails have to appear inside a node
 as unaddressed links, as after cabling, and one mechanism is enough.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 import resource
 import shutil
@@ -28,7 +30,7 @@ from lab.common import LabError, lab_name, main_guard, run, say, state_dir
 from lab.image import ensure_image
 
 PROJECT = Path(__file__).resolve().parent.parent
-INVENTORY = PROJECT / "inventory" / "lab"
+INVENTORY = Path(os.environ.get("SPARKRIG_INVENTORY") or PROJECT / "inventory" / "lab")
 LABEL = f"sparkrig=lab{lab_name()}"
 MANAGEMENT_BRIDGE = "sparkrig0"
 MANAGEMENT_PREFIX = 24
@@ -67,7 +69,7 @@ def nodes_of(inventory: dict[str, t.Any]) -> list[Node]:
     for index, name in enumerate(hosts, start=1):
         values = hostvars[name]
         if "ansible_host" not in values or not values.get("fabric_addresses"):
-            raise LabError(f"{name} in inventory/lab has no ansible_host or no fabric_addresses.")
+            raise LabError(f"{name} in the lab's inventory has no ansible_host or no fabric_addresses.")
         nodes.append(
             Node(
                 name=name,
@@ -82,13 +84,13 @@ def nodes_of(inventory: dict[str, t.Any]) -> list[Node]:
 
 
 def read_nodes() -> list[Node]:
-    """The nodes of ``inventory/lab``."""
+    """The nodes of the lab's inventory."""
     ansible_inventory = Path(sys.executable).parent / "ansible-inventory"
     result = subprocess.run(
         [str(ansible_inventory), "-i", str(INVENTORY), "--list"], capture_output=True, check=False, cwd=PROJECT
     )
     if result.returncode != 0:
-        raise LabError(f"inventory/lab cannot be read: {result.stderr.decode(errors='replace').strip()}")
+        raise LabError(f"the lab's inventory cannot be read: {result.stderr.decode(errors='replace').strip()}")
     return nodes_of(json.loads(result.stdout))
 
 

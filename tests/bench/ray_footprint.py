@@ -1,13 +1,11 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an idle Ray holds on a node of the lab: ours, and the seed's flags on `ray[default]` beside it, in one run.
+"""What Ray holds on the nodes of a lab: ours idle, the seed's flags on `ray[default]`, and no Ray at all, in one run.
 
-    python -m tests.bench.ray_footprint
-
-Needs a lab on which `site.yml` was run. Its engine is stopped meanwhile and started again at the end. Every node has
-its own copy of either Ray, as machines have, so that nothing is shared between nodes. Memory is PSS: what is shared is
-divided among those who share it, and files that are mapped count as well.
+Needs a lab that serves, and leaves it serving with vLLM's own executor. Every node has its own copy of either Ray, as
+machines have, so that nothing is shared between nodes. Memory is PSS: what is shared is divided among those who share
+it, and files that are mapped count as well.
 """
 
 from __future__ import annotations
@@ -18,11 +16,12 @@ import sys
 import tempfile
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab.common import LabError, cache_dir, main_guard, run, say
+from lab.common import LabError, cache_dir, run, say
 from lab.hosts import HOSTS, NODES, Host, environment
+from lab.play import play
 from lab.processes import rig_processes
 
 PYTHON = "/opt/sparkrig/current/bin/python"
@@ -32,7 +31,7 @@ OUR_UNIT = "sparkrig-ray.service"
 SETTLE_S = 15.0
 OUR_ENVIRONMENT = "set -a; . /etc/sparkrig/ray.env; . /etc/sparkrig/ray-token.env; set +a;"
 SEED_ENVIRONMENT = f"PYTHONPATH={SEED} RAY_AUTH_MODE=disabled"
-HEAD_LIMIT_MIB, NODE_LIMIT_MIB = 260.0, 115.0
+MP = {"serving_overrides": {"tensor_parallel_size": len(NODES), "distributed_executor_backend": "mp"}}
 
 SEED_COMMON = (
     "--object-store-memory=134217728 --object-spilling-directory=/var/tmp/ray-spill --num-cpus=1 --num-gpus=1"
@@ -42,15 +41,10 @@ SEED_COMMON = (
 
 @dataclass(frozen=True)
 class Footprint:
-    """One Ray on one node."""
+    """One Ray on one node: MiB by process, the largest first."""
 
     what: str
     processes: list[tuple[str, float]]
-
-    @property
-    def total_mib(self) -> float:
-        """All of it."""
-        return sum(mib for _name, mib in self.processes)
 
 
 def seed_ray(version: str, python: str) -> Path:
@@ -75,7 +69,16 @@ def seed_ray(version: str, python: str) -> Path:
 def measured(host: Host, what: str, unit: str) -> Footprint:
     """What the processes of *unit* hold on *host* now, the largest first."""
     found = sorted(rig_processes(host, [unit]), key=lambda process: -process.pss_bytes)
-    return Footprint(what, [(name_of(process.command), process.pss_bytes / 2**20) for process in found])
+    return Footprint(what, [(name_of(process.command), round(process.pss_bytes / 2**20, 1)) for process in found])
+
+
+def held_mib() -> dict[str, float]:
+    """What everything holds that the rig runs, by node."""
+    time.sleep(SETTLE_S)
+    return {
+        name: round(sum(process.pss_bytes for process in rig_processes(host)) / 2**20, 1)
+        for name, host in HOSTS.items()
+    }
 
 
 def name_of(command: str) -> str:
@@ -137,34 +140,23 @@ def seed(nodes: t.Sequence[Host], containers: t.Sequence[str], ips: t.Sequence[s
             host.run(f"rm -rf {SEED} /var/tmp/ray-spill /tmp/ray-vllm-head /tmp/ray-vllm-worker")
 
 
-def main() -> None:
-    """Measure, print, and compare with what was promised."""
+def measure() -> dict[str, t.Any]:
+    """The whole rig with Ray, either Ray alone, and the whole rig without."""
     nodes = [HOSTS[node.name] for node in NODES]
     pair, containers = nodes[:2], [node.container for node in NODES[:2]]
     ips = [environment(host, "/etc/sparkrig/fabric.env")["VLLM_HOST_IP"] for host in pair]
     code = "import platform, ray; print(ray.__version__, platform.python_version())"
     version, python = pair[0].check_output(f"{PYTHON} -c %s", code).split()[-2:]
     folder = seed_ray(version, ".".join(python.split(".")[:2]))
-    serving = pair[0].service("sparkrig-vllm.service").is_running
+    with_ray = held_mib()
     for host in nodes:
         host.run("systemctl stop sparkrig-vllm.service sparkrig-ray.service")
-    try:
-        found = [*ours(pair, f"{ips[0]}:26479"), *seed(pair, containers, ips, folder)]
-    finally:
-        for host in nodes:
-            host.run("systemctl start --no-block sparkrig-ray.service")
-        if serving:
-            pair[0].run("systemctl start --no-block sparkrig-vllm.service")
-    print(f"Idle Ray {version}, PSS in MiB")
-    for footprint in found:
-        print(f"{footprint.total_mib:8.1f}  {footprint.what}, {len(footprint.processes)} processes")
-        for name, mib in footprint.processes:
-            print(f"          {mib:8.1f}  {name}")
-    limits = zip(found, (HEAD_LIMIT_MIB, NODE_LIMIT_MIB), strict=False)
-    over = [f"{one.what} {one.total_mib:.1f} MiB, at most {limit:g}" for one, limit in limits if one.total_mib > limit]
-    if over:
-        raise LabError("; ".join(over))
-
-
-if __name__ == "__main__":
-    main_guard(main)
+    idle = [*ours(pair, f"{ips[0]}:26479"), *seed(pair, containers, ips, folder)]
+    outcome = play("sparkrig.serving.site", MP)
+    if outcome.code != 0:
+        raise LabError(f"`site` without Ray failed (exit {outcome.code}):\n{outcome.text}")
+    return {
+        "version": version,
+        "idle": [asdict(footprint) for footprint in idle],
+        "serving_mib": {"ray": with_ray, "mp": held_mib()},
+    }

@@ -3,32 +3,43 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """GLM-5.2 at TP4 in the public calculators that run offline, beside the truth and beside ours, in one run.
 
-    python -m tests.bench.rivals [FOLDER OF THEIR COMMANDS]
-
-Without a folder they are installed into a temporary environment. The truth is what engines logged:
-1,810,000,000 B a rank hold 33,024 tokens at DCP1 and 132,096 at DCP4, 54,728 B for each token.
+Every calculator answers a question of its own several times, as a new process, as a person would ask it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
+import time
 import typing as t
+from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+from lab.common import LabError, cache_dir
+from tests.bench.question import BUDGET, FIXTURE, QUESTION, TRUTH, cold_command
 
-FIXTURE = Path(__file__).parents[1] / "fixtures/glm-5.2/config.json"
 PACKAGES = ("sparkfit==0.5.0", "llm-mem-planner==0.2.2", "vramscout==0.7.0", "vllm-wizard==0.2.0")
-BUDGET = 1_810_000_000
-TRUTH_PER_TOKEN = 54_728
-TRUTH_TOKENS = {1: 33_024, 4: 132_096}
 SHORT, LONG = 131_072, 1_048_576
 GIB = 2**30
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one calculator says, and how long its quickest answer took. None: it refuses, and says why."""
+
+    name: str
+    seconds: float
+    bytes_per_token: float | None = None
+    tokens_dcp1: float | None = None
+    tokens_dcp4: float | None = None
+    refusal: str = ""
 
 
 def run(folder: Path, *command: str) -> str:
@@ -96,59 +107,61 @@ def vramscout(folder: Path) -> str:
     return str(json.loads(text)["error"])
 
 
-def ours(dcp: int) -> dict[str, t.Any]:
-    """Our answer for one DCP, at a context that fills the budget."""
-    return fit(
-        {
-            "config": json.loads(FIXTURE.read_text(encoding="utf-8")),
-            "engine": "dark-devotion",
-            "tensor_parallel_size": 4,
-            "decode_context_parallel_size": dcp,
-            "kv_cache_dtype": "fp8_ds_mla",
-            "kv_cache_memory_bytes": BUDGET,
-            "max_model_len": TRUTH_TOKENS[dcp],
-            "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
-        }
+def ours() -> Answer:
+    """Our answers at contexts that fill the budget."""
+    options = {**QUESTION, "engine": "dark-devotion"}
+    one, four = (
+        fit({**options, "decode_context_parallel_size": dcp, "max_model_len": tokens})
+        for dcp, tokens in ((1, TRUTH["tokens_dcp1"]), (4, TRUTH["tokens_dcp4"]))
     )
+    question = json.dumps(QUESTION)
+    seconds = quickest(lambda _folder: subprocess.run(cold_command(), input=question, text=True, check=True), FIXTURE)
+    per_token, tokens = float(one["bytes_per_token"]), [float(answer["kv_cache_tokens"]) for answer in (one, four)]
+    return Answer("sparkrig kv_budget", seconds, per_token, tokens[0], tokens[1])
 
 
-def line(name: str, per_token: float, tokens: dict[int, float]) -> str:
-    """One row: bytes for a token, tokens at DCP1 and DCP4, each with its error."""
-    cells = [f"{per_token:>10,.0f} ({100 * per_token / TRUTH_PER_TOKEN - 100:+.1f} %)"]
-    cells += [f"{count:>9,.0f} ({100 * count / TRUTH_TOKENS[dcp] - 100:+.1f} %)" for dcp, count in tokens.items()]
-    return f"{name:<24}" + "".join(f"{cell:>24}" for cell in cells)
+def quickest(ask: t.Callable[[Path], object], folder: Path) -> float:
+    """Seconds of the quickest of some rounds."""
+    rounds = []
+    for _round in range(ROUNDS):
+        started = time.perf_counter()
+        ask(folder)
+        rounds.append(time.perf_counter() - started)
+    return min(rounds)
 
 
-def table(folder: Path) -> list[str]:
-    """All rows. What a calculator cannot be asked for is its bytes for a token divided into the budget."""
-    rows = [f"{'':<24}{'bytes a token':>24}{'tokens at DCP1':>24}{'tokens at DCP4':>24}"]
-    answers = {dcp: ours(dcp) for dcp in TRUTH_TOKENS}
-    rows.append(
-        line("sparkrig kv_budget", answers[1]["bytes_per_token"], {d: a["kv_cache_tokens"] for d, a in answers.items()})
-    )
-    calculators = {
-        "sparkfit 0.5.0 (slope)": sparkfit,
-        "llm-mem-planner 0.2.2": llm_mem_planner,
-        "vllm-wizard 0.2.0": vllm_wizard,
-    }
-    for name, ask in calculators.items():
+def commands() -> Path:
+    """The folder of the calculators' commands, from the package index, kept in the cache."""
+    digest = hashlib.sha256(" ".join([sys.version, *PACKAGES]).encode()).hexdigest()[:12]
+    folder = cache_dir() / "bench" / f"calculators-{digest}"
+    if not (folder / ".complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        uv = str(Path(sys.executable).parent / "uv")
+        install = [uv, "pip", "install", "--quiet", "--system-certs", "--python", f"{folder}/bin/python", *PACKAGES]
+        for command in ([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], install):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                words = done.stderr.strip().splitlines()
+                raise LabError(f"the public calculators cannot be installed: {' | '.join(words[-2:])}")
+        (folder / ".complete").touch()
+    return folder / "bin"
+
+
+def measure() -> list[Answer]:
+    """Ours first. What a calculator cannot be asked for is its bytes for a token divided into the budget."""
+    folder = commands()
+    answers = [ours()]
+    for name, ask, asked in (
+        ("sparkfit 0.5.0", sparkfit, 2),
+        ("llm-mem-planner 0.2.2", llm_mem_planner, 1),
+        ("vllm-wizard 0.2.0", vllm_wizard, 1),
+    ):
         per_token = ask(folder)
         # None of them knows DCP: they say the same for both.
-        rows.append(line(name, per_token, dict.fromkeys(TRUTH_TOKENS, BUDGET // per_token)))
-    rows.append(f"{'vramscout 0.7.0':<24}  refuses: {vramscout(folder)}")
-    return rows
-
-
-def main() -> None:
-    """Prints the table."""
-    if len(sys.argv) > 1:
-        print("\n".join(table(Path(sys.argv[1]))))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        subprocess.run(["uv", "venv", "-q", name], check=True)
-        subprocess.run(["uv", "pip", "install", "-q", "--python", f"{name}/bin/python", *PACKAGES], check=True)
-        print("\n".join(table(Path(name) / "bin")))
-
-
-if __name__ == "__main__":
-    main()
+        tokens = float(BUDGET // per_token)
+        seconds = quickest(ask, folder) / asked
+        answers.append(Answer(name, seconds, per_token, tokens, tokens))
+    refusal = vramscout(folder)
+    answers.append(Answer("vramscout 0.7.0", quickest(vramscout, folder), refusal=refusal))
+    return answers

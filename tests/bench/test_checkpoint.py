@@ -9,7 +9,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import typing as t
@@ -26,6 +25,7 @@ FILES = 8
 FILE_BYTES = 64 * 2**20
 PORT = 26499
 CORES = len(os.sched_getaffinity(0))
+Record = t.Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def quickest(*functions: t.Callable[[], t.Any], rounds: int = 5) -> list[float]:
     return [min(times) for times in seconds]
 
 
-def test_headers_of_235400_tensors(tmp_path: Path) -> None:
-    """What checkpoint_info does with GLM-5.2 at full size, base and MTP layer: under 3 s of processor time."""
+def test_headers_of_235400_tensors(tmp_path: Path, record_property: Record) -> None:
+    """What checkpoint_info does with GLM-5.2 at full size, base and MTP layer, in processor time."""
     glm52.write_base(tmp_path / "base")
     glm52.write_overlay(tmp_path / "nvfp4", glm52.nvfp4)
     whole = tmp_path / "whole"
@@ -57,22 +57,21 @@ def test_headers_of_235400_tensors(tmp_path: Path) -> None:
     started = time.process_time()
     report = survey_folder(str(whole), Layout(tensor_parallel_size=4))
     seconds = time.process_time() - started
-    print(f"\n{report.tensors} tensors in {len(report.files)} files: {seconds:.2f} s of processor time")
+    for name, value in (("tensors", report.tensors), ("files", len(report.files)), ("headers_s", seconds)):
+        record_property(name, value)
     assert report.tensors == 235_400
-    assert seconds < 3
 
 
-def test_hashing_keeps_up_with_sha256sum(folder: Path) -> None:
-    """Within 20 % of `sha256sum` over the same files, one process for each of the same cores."""
+def test_hashing_beside_sha256sum(folder: Path, record_property: Record) -> None:
+    """`sha256sum` over the same files, one process for each of the same cores."""
     names = sorted(path.name for path in folder.iterdir())
     command = f"printf '%s\\0' * | xargs -0 -n 1 -P {CORES} sha256sum"
     ours, theirs = quickest(
         lambda: hash_files(str(folder), names, CORES),
         lambda: subprocess.run(["sh", "-c", command], cwd=folder, check=True, stdout=subprocess.DEVNULL),
     )
-    rate = FILES * FILE_BYTES / 1e6
-    print(f"\nours {rate / ours:.0f} MB/s, sha256sum {rate / theirs:.0f} MB/s, on {CORES} cores")
-    assert ours <= 1.2 * theirs
+    record_property("hashing_mb_per_s", FILES * FILE_BYTES / 1e6 / ours)
+    record_property("sha256sum_mb_per_s", FILES * FILE_BYTES / 1e6 / theirs)
 
 
 def copy(folder: Path, root: Path, count: int) -> float:
@@ -106,17 +105,12 @@ def copy(folder: Path, root: Path, count: int) -> float:
     return seconds
 
 
-def test_three_copies_on_one_machine(folder: Path, tmp_path: Path) -> None:
-    """Printed only: without links between the nodes three copies are three times the work of the same processor.
+def test_three_copies_on_one_machine(folder: Path, tmp_path: Path, record_property: Record) -> None:
+    """Without links between the nodes three copies are three times the work of the same processor.
 
     Molecule scenario `checkpoint` shows what holds between machines, where the link is what a copy waits for.
     """
-    seconds = {}
     for count in (1, 3):
-        seconds[count] = copy(folder, tmp_path / str(count), count)
+        seconds = copy(folder, tmp_path / str(count), count)
         shutil.rmtree(tmp_path / str(count))
-    rate = FILES * FILE_BYTES / 1e6
-    print(
-        f"\none copy {seconds[1]:.2f} s ({rate / seconds[1]:.0f} MB/s), three copies {seconds[3]:.2f} s "
-        f"({3 * rate / seconds[3]:.0f} MB/s in all), on {CORES} cores, {sys.version.split()[0]}"
-    )
+        record_property(f"spread_to_{count}_mb_per_s", count * FILES * FILE_BYTES / 1e6 / seconds)

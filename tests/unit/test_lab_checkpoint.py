@@ -105,6 +105,19 @@ def test_config_fits_four_ranks_and_the_cpu_kernel() -> None:
         assert config[key] % 4 == 0
 
 
+def test_more_ranks_may_have_more_heads() -> None:
+    files = checkpoint.build(0, heads=8)["lab-base"]
+    config = json.loads(files["config.json"])
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 8)
+    header = files["model-00002-of-00003.safetensors"]
+    (size,) = struct.unpack("<Q", header[:8])
+    shapes = {name: tensor["shape"] for name, tensor in json.loads(header[8 : 8 + size]).items() if "attn" in name}
+    # Of each head: 64 values without and 64 with rotary embedding, and 64 of V.
+    assert shapes["model.layers.1.self_attn.q_b_proj.weight"] == [8 * 128, 64]
+    assert shapes["model.layers.1.self_attn.kv_b_proj.weight"] == [8 * 128, 512]
+    assert shapes["model.layers.1.self_attn.o_proj.weight"] == [128, 8 * 64]
+
+
 def test_tokenizer_knows_every_byte_every_word_and_the_special_tokens() -> None:
     tokenizer = checkpoint.tokenizer()
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]

@@ -36,7 +36,7 @@ def test_nodes_come_in_the_order_of_the_inventory() -> None:
 
 @pytest.mark.parametrize("values", [{"ansible_host": "10.0.0.1"}, {"fabric_addresses": {"e": "10.0.1.1/24"}}])
 def test_a_node_without_links_is_refused(values: dict[str, t.Any]) -> None:
-    with pytest.raises(LabError, match=r"^a in inventory/lab has no ansible_host or no fabric_addresses\.$"):
+    with pytest.raises(LabError, match=r"^a in the lab's inventory has no ansible_host or no fabric_addresses\.$"):
         nodes_of(inventory(a=values))
 
 

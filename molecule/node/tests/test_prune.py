@@ -18,7 +18,8 @@ from lab.hosts import HOSTS, NODES
 from lab.nodes import up
 from lab.play import Outcome, play
 from lab.snapshot import differences, take
-from tests.bench.prune import LIMIT, measure
+from tests.bench.promises import PRUNE_RATIO
+from tests.bench.prune import measure
 
 HERE = Path(__file__).parents[1]
 NODE = NODES[0]
@@ -217,4 +218,4 @@ def test_a_container_leaves_swap_and_page_cache_to_its_host() -> None:
 
 def test_one_call_takes_less_than_an_eighth_of_a_loop() -> None:
     figures = measure()
-    assert figures.ratio < LIMIT, figures
+    assert figures.ratio < PRUNE_RATIO, figures
