@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from docs.commands import OWN_LAB, PAGES, PROJECT, SPARKS, UNIT, commands, execute, make_workplace, marked
@@ -124,6 +125,16 @@ def test_the_fit_page_gives_the_planners_numbers() -> None:
         for name in ("bytes_per_block", "num_blocks", "kv_cache_tokens"):
             assert f"{plan[name]:,}" in text
         assert f"{plan['bytes_per_token']:,} B a token" in text
+    profile = yaml.safe_load((PROJECT / "roles/profile/vars/glm52_128k_dcp4_mtp1.yml").read_text(encoding="utf-8"))
+    fitted = profile["profile_content"]["fit"]
+    parts = [fitted["weights_bytes"], 1_810_000_000, fitted["overhead_bytes"], fitted["reserve_bytes"]]
+    sum_of_parts = " + ".join(f"{part / 2**30:.2f}" for part in parts)
+    assert f"{sum_of_parts} = {sum(parts) / 2**30:.2f} GiB" in text
+
+
+def test_no_profile_logs_what_users_write() -> None:
+    for path in (PROJECT / "roles" / "profile" / "vars").glob("*.yml"):
+        assert "enable_log_" not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
