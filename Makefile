@@ -138,6 +138,10 @@ gates: venv ## Ansible's own gates on the collection as it is built and installe
 matrix: venv ## The oldest and the newest Ansible, and every Python that a node may have
 	python -m tests.gates.matrix
 
+.PHONY: changelog
+changelog: venv ## Fold the fragments into the changelog, under the version in galaxy.yml
+	antsibull-changelog release --update-existing --reload-plugins
+
 .PHONY: release-check
 release-check: system venv ## The artefact, installed into an empty place, serves the model on the lab
 	@python -m tests.gates.release

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``make release-check``: the artefact alone takes the lab to a served model.
 
-The collection is built, installed into a folder that is empty, and run from there with a copy of the lab's inventory,
-an ``ansible.cfg`` of two lines and an environment that names nothing of the checkout: ``site``, ``verify``, and
-``site`` again, which has nothing to change.
+Every fragment has to be in the changelog. The collection is built, installed into a folder that is empty, and run from
+there with a copy of the lab's inventory, an ``ansible.cfg`` of two lines and an environment that names nothing of the
+checkout: ``site``, ``verify``, and ``site`` again, which has nothing to change.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from lab.play import Outcome, parse_recap
 from tests.gates.artefact import BIN, PROJECT, bare_environment, install
 
 CONFIGURATION = "[defaults]\ncollections_path = {installed}\n"
+
+
+def check_changelog() -> None:
+    """Raises :class:`LabError` while a change is told in a fragment only, which a reader of the artefact never sees."""
+    left = sorted(path.name for path in (PROJECT / "changelogs" / "fragments").glob("*.y*ml"))
+    if left:
+        raise LabError(f"CHANGELOG.rst lacks what {', '.join(left)} in changelogs/fragments say; run `make changelog`.")
 
 
 def make_place(place: Path, installed: Path) -> None:
@@ -63,6 +70,7 @@ def main() -> None:
     """The whole check; the lab is left serving."""
     folder = cache_dir() / "release"
     folder.mkdir(exist_ok=True)
+    check_changelog()
     artefact, collection = install(folder)
     say(f"{artefact.name} is installed; it holds what a user needs and nothing else")
     place = folder / "place"

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import galaxy_importer.loaders.collection
 import galaxy_importer.main
 import pytest
 
 from lab.common import LabError
+from tests.gates import release
 from tests.gates.importer import Linter, import_artefact
 from tests.gates.matrix import choose_controllers
 
@@ -90,3 +92,14 @@ def test_the_matrix_takes_the_pythons_that_there_are(found: list[str], controlle
 def test_the_matrix_wants_one_python_of_each_side(found: list[str], sentence: str) -> None:
     with pytest.raises(LabError, match=sentence):
         choose_controllers(found)
+
+
+def test_a_release_has_no_fragment_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fragments = tmp_path / "changelogs" / "fragments"
+    fragments.mkdir(parents=True)
+    monkeypatch.setattr(release, "PROJECT", tmp_path)
+    (fragments / ".keep").touch()
+    release.check_changelog()
+    (fragments / "ports.yml").touch()
+    with pytest.raises(LabError, match="CHANGELOG.rst lacks what ports.yml in .* run `make changelog`"):
+        release.check_changelog()
