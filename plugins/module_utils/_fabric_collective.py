@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 # 16 GB froze a node once: buffers and engine share one memory.
 BUFFER_LIMIT_BYTES = 2_000_000_000
-SMALL_BYTES = 10 * 1024
 
 # Run by the installed runtime's own Python on every node: rank, world, address, port, largest buffer in bytes, seconds.
 PROBE = r"""

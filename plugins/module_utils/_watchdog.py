@@ -43,8 +43,6 @@ class Settings:
     nodes: Mapping[str, str] = field(default_factory=dict)
     ray_address: str = ""
     python: str = "/opt/sparkrig/current/bin/python"
-    # How many starts systemd allows within an hour; the unit says the same.
-    starts_per_hour: int = 6
     nodes_s: float = 600.0
     gpu_s: float = 20.0
     memory_s: float = 120.0
