@@ -64,6 +64,8 @@ _REPOSITORY = re.compile(r"^(https|ssh|file)://\S+$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _ARCHITECTURES = re.compile(r"^\d+\.\d[a-z]?([ ;]\d+\.\d[a-z]?)*$")
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+# A path with an empty part, `.` or `..`.
+_OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 
 
 @dataclass(frozen=True)
@@ -509,8 +511,7 @@ def manifest_from_json(data: bytes) -> Manifest:
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as exc:
         raise ValueError(f"the manifest cannot be read: {exc!r}") from exc
     for entry in entries:
-        parts = entry.path.split("/")
-        if not entry.path or ".." in parts or "" in parts or "." in parts:
+        if _OUTSIDE.search(entry.path):
             raise ValueError(f"the manifest names {entry.path!r}, which is not a path inside the tree")
     seen = tree_sha256(entries)
     if seen != manifest.tree_sha256:

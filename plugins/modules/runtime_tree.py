@@ -288,6 +288,8 @@ class Node:
         self.changed = False
         given = self.params["launcher"]
         self.launcher: str = _launcher() if given is None else given
+        # That of the tree that was found to be right.
+        self.manifest: Manifest | None = None
         # Whether the tree was asked for at the node that hands it on.
         self.asked = False
         self.actions: list[str] = []
@@ -338,8 +340,12 @@ class Node:
         if self.params["environment"] is not None:
             text = environment_text(self.params["environment"])
         tree = self.layout.tree(digest)
-        problem = check_tree(tree, expected, self.params["verify_full"])
-        if problem is not None:
+        # It has 35,000 lines, so it is read once.
+        manifest = load_manifest(tree)
+        problem = check_tree(tree, expected, self.params["verify_full"], manifest)
+        if problem is None:
+            self.manifest = manifest
+        else:
             if tree.is_dir():
                 self.actions.append(f"{problem}: it is replaced")
             self.refuse_unfit(target)
@@ -426,7 +432,7 @@ class Node:
         manifest = load_manifest(tree)
         if manifest is None:
             raise TreeError(f"the runtime {record.previous} cannot be gone back to: {tree} has no readable manifest")
-        problem = check_tree(tree, manifest.tree_sha256, self.params["verify_full"])
+        problem = check_tree(tree, manifest.tree_sha256, self.params["verify_full"], manifest)
         if problem is not None:
             raise TreeError(f"the runtime {record.previous} cannot be gone back to: {problem}")
         past = f"switched current from {current or 'nothing'} back to {record.previous}"
@@ -476,7 +482,10 @@ class Node:
         if missing is not None:
             values["missing"] = missing
         current = self.layout.current_digest()
-        manifest: Manifest | None = load_manifest(self.layout.tree(current)) if current is not None else None
+        manifest: Manifest | None = None
+        if current is not None:
+            known = self.manifest is not None and self.manifest.digest == current
+            manifest = self.manifest if known else load_manifest(self.layout.tree(current))
         if manifest is not None:
             values["runtime"] = {
                 "digest": manifest.digest,
