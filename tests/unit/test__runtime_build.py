@@ -46,15 +46,9 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source i
     find_built,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import Patch
+from tests.fixtures.runtimes import MINOR
 from tests.fixtures.wheels import lab_patches, make_vllm, make_wheel
 
-# The lab's nodes have this machine's own Python, which need not be the one that runs the tests.
-MINOR = subprocess.run(
-    ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-    capture_output=True,
-    text=True,
-    check=True,
-).stdout.strip()
 PYTHON = f"/usr/bin/python{MINOR}"
 TARGET = Target(MINOR, "x86_64", "2.34")
 # A pip that copies wheels from the folder in $INDEX as if it were an index, and tells what it was asked.
@@ -139,7 +133,7 @@ class Site:
             lock=self.lock() if lock is None else lock,
             patches=tuple(Patch(name, text) for name, text in lab_patches().items()),
             pip_python=str(self.pip),
-            compile_python=sys.executable,
+            compile_python=PYTHON,
         )
 
     def build(self, **more: t.Any) -> tuple[Archive, bool]:
