@@ -82,9 +82,10 @@ def install(folder: Path) -> tuple[Path, Path]:
 def check_contents(artefact: Path) -> None:
     """Raises :class:`LabError` when the artefact holds more than the collection, or less."""
     with tarfile.open(artefact) as archive:
-        found = {name.split("/")[0] for name in archive.getnames()}
-    if found != CONTENTS:
-        odd = ", ".join(sorted(found ^ CONTENTS))
+        names = archive.getnames()
+    hidden = {name for name in names if Path(name).name.startswith(".")}
+    odd = ", ".join(sorted(({name.split("/")[0] for name in names} ^ CONTENTS) | hidden))
+    if odd:
         raise LabError(f"{artefact.name} differs from what it should hold in {odd}; see build_ignore in galaxy.yml.")
 
 
