@@ -419,6 +419,8 @@ def test_reset_leaves_bare_links_and_twice_is_harmless() -> None:
         assert {rail: value["mtu"] for rail, value in state(host)["rails"].items()} == {RAIL_A: 1500, RAIL_B: 1500}, (
             name
         )
+        # Services wrote there while it was up.
+        assert not host.file("/run/sparkrig").exists, name
     again = play(RESET_PLAYBOOK)
     assert (again.code, again.changed) == (0, 0), again.text
 
