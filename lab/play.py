@@ -99,7 +99,10 @@ def play_until(
             break
     printed += process.stdout.readlines()
     text = "".join(printed)
-    # Ansible answers Ctrl-C with an exit status of its own.
-    if process.wait() != (99 if by == signal.SIGINT else -by):
+    # Ansible answers Ctrl-C with an exit status of its own. Where its handler meets a worker that has just ended, it
+    # trips over that one, and is interrupted all the same.
+    code = process.wait()
+    tripped = code == 250 and "process object is closed" in text
+    if code != -by and not (by == signal.SIGINT and (code == 99 or tripped)):
         raise AssertionError(f"{playbook} ended by itself before it was killed in {task}:\n{text}")
     return text

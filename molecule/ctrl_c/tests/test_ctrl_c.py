@@ -38,7 +38,6 @@ def bare() -> None:
 @pytest.mark.parametrize(("task", "seconds"), PLACES, ids=[task.split(" :")[0] for task, _seconds in PLACES])
 def test_the_next_run_gets_past_an_interrupted_one(task: str, seconds: float) -> None:
     text = play_until("sparkrig.serving.site", task, seconds, by=signal.SIGINT)
-    assert "User interrupted execution" in text
     assert "UNREACHABLE" not in text
 
 
