@@ -6,6 +6,8 @@ SHELL := /bin/bash
 export SPARKRIG_CACHE ?= $(HOME)/.cache/sparkrig
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHONPATH := $(CURDIR)
+# Where a shell sets it, every run would compile every test anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV := $(SPARKRIG_CACHE)/venv/$(shell { cat requirements.txt; python3 --version; } | sha256sum | cut -c1-12)
 BIN := $(VENV)/bin
