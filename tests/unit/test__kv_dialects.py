@@ -20,6 +20,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import f
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import parse_request
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import build_geometry, plan_cache
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import EngineRefusal
+from tests.fixtures.glm52 import GLM
 from tests.oracle.cases import generate
 
 RECORDED = json.loads((Path(__file__).parents[1] / "fixtures/planner-dialects.json").read_text(encoding="utf-8"))
@@ -238,10 +239,9 @@ def test_kernels_of_latent_attention(capability: str, block_size: int | None, dt
 
 def test_no_kernel_for_context_parallelism() -> None:
     """GLM-5.2 with DCP on a GB10: upstream's only sparse kernel there has none, in the engine's own words."""
-    config = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
     answer = fit(
         {
-            "config": config,
+            "config": GLM,
             "compute_capability": "12.1",
             "tensor_parallel_size": 4,
             "decode_context_parallel_size": 4,
@@ -275,8 +275,7 @@ def test_no_kernel_for_context_parallelism() -> None:
 )
 def test_the_kernel_of_sparse_attention_decides_the_rows(dtype: str, capability: str, row_bytes: int) -> None:
     """One layer of GLM-5.2 with its indexer, in blocks of 64."""
-    config = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
     asked = {"kv_cache_dtype": dtype, "compute_capability": capability, "max_model_len": 4096}
     overrides = {"num_hidden_layers": 1}
-    answer = fit({"config": config, "kv_cache_memory_bytes": 10**9, "hf_overrides": overrides, **asked})
+    answer = fit({"config": GLM, "kv_cache_memory_bytes": 10**9, "hf_overrides": overrides, **asked})
     assert answer["bytes_per_block"] == 64 * (row_bytes + 132)

@@ -5,32 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
+from tests.fixtures.glm52 import question
 
-GLM = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
 MTP = {"method": "mtp", "num_speculative_tokens": 1}
 REPLICATED = {**MTP, "replicated_draft": True}
 
 
 def glm(**options: t.Any) -> dict[str, t.Any]:
     """GLM-5.2 at TP4, as the seed serves it, with some options changed."""
-    base = {
-        "config": GLM,
-        "engine": "dark-devotion",
-        "tensor_parallel_size": 4,
-        "decode_context_parallel_size": 4,
-        "kv_cache_dtype": "fp8_ds_mla",
-        "kv_cache_memory_bytes": 1_810_000_000,
-        "max_model_len": 131_072,
-        "speculative_config": MTP,
-    }
-    return fit({**base, **options})
+    return fit(question(**options))
 
 
 # KV bytes a rank, DCP, context, drafts, blocks, tokens, concurrency as logged.

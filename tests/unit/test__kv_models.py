@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +15,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import
     read_model,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
-
-GLM = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
+from tests.fixtures.glm52 import GLM
 
 
 def kinds(config: dict[str, t.Any]) -> list[str]:

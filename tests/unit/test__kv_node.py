@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit, fit_nodes, plan_document
+from tests.fixtures.glm52 import question
 
-GLM = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
 GIB = 2**30
 NODES = ["spark1", "spark2", "spark3", "spark4"]
 LAB = {
@@ -30,15 +28,7 @@ LAB = {
 
 def glm(**options: t.Any) -> dict[str, t.Any]:
     """GLM-5.2 on four GB10, with some options changed."""
-    base = {
-        "config": GLM,
-        "engine": "dark-devotion",
-        "tensor_parallel_size": 4,
-        "decode_context_parallel_size": 4,
-        "kv_cache_dtype": "fp8_ds_mla",
-        "kv_cache_memory_bytes": 1_810_000_000,
-        "max_model_len": 131_072,
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+    memory = {
         "gpu_memory_utilization": 0.9,
         "weights_bytes": int(106.93 * GIB),
         "overhead_bytes": 5 * GIB,
@@ -47,7 +37,7 @@ def glm(**options: t.Any) -> dict[str, t.Any]:
         "memory_total_bytes": int(121.69 * GIB),
         "nodes": NODES,
     }
-    return fit({**base, **options})
+    return fit(question(**{**memory, **options}))
 
 
 def lab(**options: t.Any) -> dict[str, t.Any]:

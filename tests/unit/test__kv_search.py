@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
 import xml.etree.ElementTree
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_report import html_page, text_table
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_search import search
+from tests.fixtures.glm52 import GLM
 
-GLM = json.loads((Path(__file__).parents[1] / "fixtures/glm-5.2/config.json").read_text(encoding="utf-8"))
 GIB = 2**30
 OPTIONS: dict[str, t.Any] = {
     "config": GLM,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import yaml
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from docs.commands import OWN_LAB, PAGES, PROJECT, SPARKS, UNIT, commands, execute, make_workplace, marked
+from tests.fixtures.glm52 import question
 
 PLAYBOOKS = {path.stem for path in (PROJECT / "playbooks").glob("*.yml")}
 SCENARIOS = {path.parent.name for path in (PROJECT / "molecule").glob("*/molecule.yml")}
@@ -108,20 +108,10 @@ def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
 
 
 def test_the_fit_page_gives_the_planners_numbers() -> None:
-    config = json.loads((PROJECT / "tests" / "fixtures" / "glm-5.2" / "config.json").read_text(encoding="utf-8"))
-    question = {
-        "config": config,
-        "tensor_parallel_size": 4,
-        "kv_cache_dtype": "fp8_ds_mla",
-        "kv_cache_memory_bytes": 1_810_000_000,
-        "engine": "dark-devotion",
-        "compute_capability": "12.1",
-        "attention_backend": "B12X_MLA_SPARSE",
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
-    }
+    kernel = {"compute_capability": "12.1", "attention_backend": "B12X_MLA_SPARSE"}
     text = (PROJECT / "docs" / "fit.md").read_text(encoding="utf-8")
     for dcp, context in ((1, 32768), (4, 131072)):
-        plan = fit({**question, "decode_context_parallel_size": dcp, "max_model_len": context})
+        plan = fit(question(decode_context_parallel_size=dcp, max_model_len=context, **kernel))
         for name in ("bytes_per_block", "num_blocks", "kv_cache_tokens"):
             assert f"{plan[name]:,}" in text
         assert f"{plan['bytes_per_token']:,} B a token" in text
