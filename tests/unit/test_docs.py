@@ -164,6 +164,10 @@ def test_the_site_builds_without_a_broken_link_and_is_read_without_a_network(tmp
     assert built.returncode == 0, built.stdout + built.stderr
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > len(list((PROJECT / "docs").glob("*.md")))
+    # The README is one of them, and no Markdown of it or of another is left as it was written.
+    texts = {page.name: re.sub("<[^>]*>", "", page.read_text(encoding="utf-8")) for page in pages}
+    assert "Four Sparks: the first run" in texts["readme.html"]
+    assert [name for name, text in texts.items() if re.search(r"```|\n\| --- ", text)] == []
     for page in pages:
         loads = Loads()
         loads.feed(page.read_text(encoding="utf-8"))
