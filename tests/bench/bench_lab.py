@@ -80,7 +80,7 @@ class BenchLab:
         """*count* nodes that nobody has touched yet, with the checkpoints on them."""
         self.remove()
         self.count = count
-        say(f"making {count} bare nodes")
+        say(f"making bare nodes: {count}")
         self._run(sys.executable, "-m", "lab.nodes", "up")
         playbook = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(write_inventory(count))]
         self._run(*playbook, "molecule/default/prepare.yml")

@@ -14,6 +14,8 @@ from tests.bench.plots import Bar, bars
 from tests.bench.promises import OF_PART, START_S, WARM_S, Figures, idle_mib, warm_by_nodes
 from tests.bench.question import BUDGET, TRUTH
 
+# There are eight colours, and one of them is for the others.
+SHOWN_ROLES = 7
 # What one part shows: its lines, and its plots by name.
 Section = tuple[list[str], dict[str, str]]
 
@@ -117,6 +119,12 @@ def prune(figures: Figures) -> Section:
     return lines, {"prune": bars("Nothing to do, seconds", drawn)}
 
 
+def _parts(seconds: Mapping[str, float], largest: Sequence[str]) -> list[tuple[str, float]]:
+    """The seconds of these roles, and of all others together."""
+    others = sum(value for role, value in seconds.items() if role not in largest)
+    return [*((role, seconds.get(role, 0.0)) for role in largest), ("the others", round(others, 1))]
+
+
 def site(figures: Figures) -> Section:
     """`site` cold and warm by number of nodes."""
     runs, warm = figures["runs"], warm_by_nodes(figures)
@@ -125,11 +133,11 @@ def site(figures: Figures) -> Section:
         for run in runs
     ]
     spent = max(runs, key=lambda run: run["nodes"])["roles_s"]
-    roles = sorted(spent, key=lambda role: -spent[role])
+    largest = sorted(spent, key=lambda role: -spent[role])[:SHOWN_ROLES]
     cold = [
         Bar(
             f"{run['nodes']} {'node' if run['nodes'] == 1 else 'nodes'}",
-            [(role, run["roles_s"].get(role, 0.0)) for role in roles],
+            _parts(run["roles_s"], largest),
             f"{run['cold_s']:.0f} s",
         )
         for run in runs
@@ -151,8 +159,8 @@ def site(figures: Figures) -> Section:
         *plot("site-warm", "Seconds of a site that has nothing to do, by number of nodes"),
     ]
     plots = {
-        "site-cold": bars("A cold `site`, seconds by role", cold),
-        "site-warm": bars("`site` with nothing to do, seconds", again, WARM_S, f"wanted on 4: {WARM_S:g} s"),
+        "site-cold": bars("A cold site, seconds by role", cold),
+        "site-warm": bars("A site with nothing to do, seconds", again, WARM_S, f"wanted on 4: {WARM_S:g} s"),
     }
     return lines, plots
 

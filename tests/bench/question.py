@@ -5,26 +5,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import typing as t
 from pathlib import Path
 
+from tests.fixtures.glm52 import question
+
 ROOT = Path(__file__).parents[2]
-FIXTURE = ROOT / "tests/fixtures/glm-5.2/config.json"
-BUDGET = 1_810_000_000
+QUESTION = question(engine="0.32.0")
 # What engines logged with that budget on each of four ranks, without and with decode context parallelism.
+BUDGET: int = QUESTION["kv_cache_memory_bytes"]
 TRUTH = {"bytes_per_token": 54_728, "tokens_dcp1": 33_024, "tokens_dcp4": 132_096}
-QUESTION: dict[str, t.Any] = {
-    "config": json.loads(FIXTURE.read_text(encoding="utf-8")),
-    "engine": "0.32.0",
-    "tensor_parallel_size": 4,
-    "decode_context_parallel_size": 4,
-    "kv_cache_dtype": "fp8_ds_mla",
-    "kv_cache_memory_bytes": BUDGET,
-    "max_model_len": 131_072,
-    "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
-}
 COLD = """
 import json, sys
 sys.path.insert(0, {root!r})

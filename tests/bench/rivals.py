@@ -22,7 +22,8 @@ from pathlib import Path
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
 from lab.common import LabError, cache_dir
-from tests.bench.question import BUDGET, FIXTURE, QUESTION, TRUTH, cold_command
+from tests.bench.question import BUDGET, QUESTION, TRUTH, cold_command
+from tests.fixtures.glm52 import CONFIG
 
 PACKAGES = ("sparkfit==0.5.0", "llm-mem-planner==0.2.2", "vramscout==0.7.0", "vllm-wizard==0.2.0")
 SHORT, LONG = 131_072, 1_048_576
@@ -73,7 +74,7 @@ def sparkfit(folder: Path) -> float:
             "410",
             "--json",
         ]
-        answer = json.loads(run(folder, "sparkfit", "cluster", str(FIXTURE), "-c", str(context), *options))
+        answer = json.loads(run(folder, "sparkfit", "cluster", str(CONFIG), "-c", str(context), *options))
         used.append(answer["memory_gb"]["per_node_used"] * 1e9)
     return float(used[1] - used[0]) / (LONG - SHORT)
 
@@ -81,7 +82,7 @@ def sparkfit(folder: Path) -> float:
 def llm_mem_planner(folder: Path) -> float:
     """Its latent cache and its indexer cache of one rank."""
     text = run(
-        folder, "llm-mem-planner", "--config", str(FIXTURE), "--tp", "4", "--seq-len", str(LONG), "--kv-dtype", "fp8"
+        folder, "llm-mem-planner", "--config", str(CONFIG), "--tp", "4", "--seq-len", str(LONG), "--kv-dtype", "fp8"
     )
     sizes = re.findall(r"(?:kv|index)_per_rank=([0-9.]+) GiB", text)
     return sum(float(size) for size in sizes) * GIB / LONG
@@ -90,9 +91,7 @@ def llm_mem_planner(folder: Path) -> float:
 def vllm_wizard(folder: Path) -> float:
     """Its fp8 cache of one request over the four ranks."""
     options = ["--tp", "4", "--gpus", "4", "--vram-gb", "121", "--max-model-len", str(SHORT), "--json"]
-    text = run(
-        folder, "vllm-wizard", "plan", "--model", str(FIXTURE.parent), "--kv-cache-dtype", "fp8_e4m3fn", *options
-    )
+    text = run(folder, "vllm-wizard", "plan", "--model", str(CONFIG.parent), "--kv-cache-dtype", "fp8_e4m3fn", *options)
     # It breaks long warnings into lines, which JSON does not allow.
     answer = json.loads(text, strict=False)
     return float(answer["feasibility"]["kv_cache_gb"]) * GIB / SHORT / 4
@@ -102,7 +101,7 @@ def vramscout(folder: Path) -> str:
     """Its refusal: it wants metadata from the hub."""
     options = ["--engine", "vllm", "--kv-dtype", "fp8", "--indexer-dtype", "fp8", "--tp", "4", "--context", str(SHORT)]
     text = run(
-        folder, "vramscout", str(FIXTURE.parent), *options, "--vram-gib", "121", "--calibration", "none", "--json"
+        folder, "vramscout", str(CONFIG.parent), *options, "--vram-gib", "121", "--calibration", "none", "--json"
     )
     return str(json.loads(text)["error"])
 
@@ -115,7 +114,7 @@ def ours() -> Answer:
         for dcp, tokens in ((1, TRUTH["tokens_dcp1"]), (4, TRUTH["tokens_dcp4"]))
     )
     question = json.dumps(QUESTION)
-    seconds = quickest(lambda _folder: subprocess.run(cold_command(), input=question, text=True, check=True), FIXTURE)
+    seconds = quickest(lambda _folder: subprocess.run(cold_command(), input=question, text=True, check=True), CONFIG)
     per_token, tokens = float(one["bytes_per_token"]), [float(answer["kv_cache_tokens"]) for answer in (one, four)]
     return Answer("sparkrig kv_budget", seconds, per_token, tokens[0], tokens[1])
 
