@@ -15,7 +15,7 @@ import galaxy_importer.main
 import pytest
 
 from lab.common import LabError
-from tests.gates import release
+from tests.gates import artefact, release
 from tests.gates.importer import Linter, import_artefact
 from tests.gates.matrix import choose_controllers
 
@@ -103,3 +103,18 @@ def test_a_release_has_no_fragment_left(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (fragments / "ports.yml").touch()
     with pytest.raises(LabError, match="CHANGELOG.rst lacks what ports.yml in .* run `make changelog`"):
         release.check_changelog()
+
+
+def test_a_sanity_test_that_was_left_out_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = ['Running sanity test "shebang"']
+
+    def execute(argv: list[str], _folder: Path, **_environment: str) -> list[str]:
+        return said if "sanity" in argv else []
+
+    (tmp_path / ".git" / "info").mkdir(parents=True)
+    monkeypatch.setattr(artefact, "execute", execute)
+    monkeypatch.setattr(artefact, "provide_get_pip", lambda _home: None)
+    artefact.sanity(tmp_path, tmp_path)
+    said.append('WARNING: Skipping sanity test "import" on Python 3.11 because it could not be found.')
+    with pytest.raises(LabError, match="has not run every sanity test: .*Skipping sanity test .import."):
+        artefact.sanity(tmp_path, tmp_path)
