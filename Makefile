@@ -131,6 +131,7 @@ reference: venv ## Write the reference of roles, modules and filters
 .PHONY: docs
 docs: venv reference ## Build the site under build/site
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html opens as it is; with its search: python3 -m http.server --directory build/site"
 
 .PHONY: gates
 gates: venv ## Ansible's own gates on the collection as it is built and installed
