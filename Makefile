@@ -70,6 +70,9 @@ clean: down ## Remove the lab and its cache
 
 # --- The tests ----------------------------------------------------------------------------------------------
 
+# It would find this file by itself, but only in a clone.
+MOLECULE := molecule --base-config .config/molecule/config.yml
+
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
 SERVING := interrupted default refusals changed_plan dead_node faults reset
 # The same, but long: speed, Ray and who may join it, vLLM's own executor instead of Ray, Ctrl-C in every role.
@@ -173,13 +176,13 @@ oracle-slow: build ## The rest of the real engines that the fitter is compared w
 .PHONY: serving
 serving: system venv ## Every molecule scenario on nodes that serve
 	@# What molecule remembers of a run that was killed is not what is there.
-	@molecule reset --scenario-name default >/dev/null
-	molecule test $(addprefix --scenario-name ,$(SERVING))
+	@$(MOLECULE) reset --scenario-name default >/dev/null
+	$(MOLECULE) test $(addprefix --scenario-name ,$(SERVING))
 
 .PHONY: bare
 bare: system venv build ## Every molecule scenario on bare nodes, on a lab beside the first
 	@lab/beside.sh bare env MOLECULE_EPHEMERAL_DIRECTORY=$(SPARKRIG_CACHE)/molecule-bare \
-	  sh -c 'molecule reset --scenario-name default >/dev/null && exec molecule test "$$@"' \
+	  sh -c '$(MOLECULE) reset --scenario-name default >/dev/null && exec $(MOLECULE) test "$$@"' \
 	  molecule $(addprefix --scenario-name ,$(BARE))
 
 .PHONY: long
