@@ -16,6 +16,16 @@ from tests.bench.question import BUDGET, TRUTH
 
 # There are eight colours, and one of them is for the others.
 SHOWN_ROLES = 7
+# By what their command lines have; everything else is what starts and holds these.
+PROCESSES = {
+    "RuntimeEnvAgent": "environments' agent",
+    "gcs_server": "GCS",
+    "raylet --": "raylet",
+    "DashboardAgent": "dashboard's agent",
+    "dashboard.py": "dashboard",
+    "util.client.server": "client server",
+    "autoscaler": "autoscaler",
+}
 # What one part shows: its lines, and its plots by name.
 Section = tuple[list[str], dict[str, str]]
 
@@ -198,9 +208,7 @@ def start(figures: Figures) -> Section:
 
 def _process(name: str) -> str:
     """What a process of Ray is, of its command line."""
-    known = {"gcs_server": "GCS", "raylet/raylet": "raylet", "raylet ": "raylet", "runtime_env": "agent"}
-    known |= {"dashboard": "dashboard", "monitor": "monitor", "ray.util.client": "client server", "log_": "log monitor"}
-    return next((kind for part, kind in known.items() if part in name), "launcher and others")
+    return next((kind for part, kind in PROCESSES.items() if part in name), "launcher")
 
 
 def ray(figures: Figures) -> Section:
