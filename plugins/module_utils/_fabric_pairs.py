@@ -283,6 +283,7 @@ class Perftest:
 
     def __init__(self, ends: t.Sequence[End], port: int, seconds: float, server: bool) -> None:
         self.ends, self.port, self.seconds, self.server = ends, port, seconds, server
+        self.started: list[subprocess.Popen[str]] = []
 
     def command(self, kind: str, number: int) -> list[str]:
         """The command of one end."""
@@ -296,9 +297,11 @@ class Perftest:
 
     def start(self, kind: str, number: int) -> subprocess.Popen[str]:
         # Both ends and all rails run at the same time, so this cannot wait for one after the other.
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(kind, number), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
+        self.started.append(process)
+        return process
 
     def finish(self, process: subprocess.Popen[str], kind: str) -> float:
         try:
@@ -328,7 +331,11 @@ class Perftest:
         return _at_once(lambda number: self.finish(processes[number], kind), numbers)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """End what still listens for an end that will not come: the other node gave up."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
 
 def listening(port: int, table: str = "/proc/net/tcp") -> bool:
@@ -383,13 +390,14 @@ def measure_pair(
 ) -> Measurement:
     """The half of the node that comes second in the list: it asks, and measures."""
     control = Control(_connect(ends[0].own.address, ends[0].peer.address, port))
+    kit: Tcp | Perftest | None = None
     try:
         control.send({"node": here, "rdma": rdma})
         hello = control.receive()
         if hello["node"] != server:
             raise ValueError(f"{hello['node']} answered where {server} was expected; two rails are swapped")
         transport = choose(wanted, rdma, hello["rdma"], here, server)
-        kit: Tcp | Perftest = (Perftest if transport == "rdma" else Tcp)(ends, port, seconds, False)
+        kit = (Perftest if transport == "rdma" else Tcp)(ends, port, seconds, False)
 
         def step(kind: str, numbers: list[int]) -> dict[int, float]:
             control.send({"kind": kind, "rails": numbers})
@@ -406,5 +414,7 @@ def measure_pair(
         latency = {end.own.interface: step("lat", [number])[number] for number, end in enumerate(ends)}
         control.send({"kind": "end"})
     finally:
+        if kit:
+            kit.close()
         control.close()
     return Measurement(here, server, transport, single, total, latency)

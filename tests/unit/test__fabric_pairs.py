@@ -208,6 +208,23 @@ def test_a_pair_over_perftest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len([call for call in calls if "-n 5000" in call]) == 4
 
 
+def test_a_client_that_fails_leaves_nobody_listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ib_write_bw"
+    program.write_text(
+        "#!/usr/bin/python3\nimport os, socket, sys\n"
+        "if sys.argv[-1].count('.') == 3:\n"
+        "    sys.exit('Failed to modify QP to RTR')\n"
+        f"open({str(tmp_path / 'server')!r}, 'w').write(str(os.getpid()))\n"
+        "listener = socket.create_server(('0.0.0.0', int(sys.argv[sys.argv.index('-p') + 1])))\n"
+        "listener.accept()\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(OSError, match="the other end hung up"):
+        two_ends("rdma", True, 1)
+    assert not Path("/proc", (tmp_path / "server").read_text()).exists()
+
+
 def test_swapped_rails_are_noticed() -> None:
     with pytest.raises(ValueError, match="b answered where c was expected; two rails are swapped"):
         two_ends("tcp", False, 0.1, claimed="c")
