@@ -162,6 +162,7 @@ def test_the_site_builds_without_a_broken_link_and_is_read_without_a_network(tmp
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)]
     built = subprocess.run(command, cwd=PROJECT, capture_output=True, check=False, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
+    assert {path.suffix for path in site.rglob("*") if path.is_file()} & {".py", ".pyc"} == set()
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > len(list((PROJECT / "docs").glob("*.md")))
     # The README is one of them, and no Markdown of it or of another is left as it was written.
