@@ -9,6 +9,7 @@ is built from it is found again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -67,6 +68,21 @@ def sdist(version: str, torch: Path) -> Path:
         _run([*argv, f"vllm=={version}"], PYTHONPATH=path, VLLM_TARGET_DEVICE="empty", VLLM_VERSION_OVERRIDE=version)
         Path(name, archive.name).rename(archive)
     return archive
+
+
+def python_sources(version: str, torch: Path) -> Path:
+    """A folder with the package of vLLM *version* as it was written, nothing of it compiled."""
+    folder = _folder() / f"vllm-{version}"
+    if not folder.is_dir():
+        archive = sdist(version, torch)
+        with tempfile.TemporaryDirectory(dir=_folder()) as name:
+            with tarfile.open(archive) as tar:
+                inside = [member for member in tar if member.name.startswith(f"vllm-{version}/vllm/")]
+                tar.extractall(name, [member for member in inside if member.name.endswith(".py")], filter="data")
+            # Another run may have been faster.
+            with contextlib.suppress(OSError):
+                Path(name, f"vllm-{version}").rename(folder)
+    return folder
 
 
 def repository(version: str, torch: Path) -> Repository:

@@ -18,17 +18,12 @@ from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
     Backend,
     block_size_of,
-    check_dtype,
-    choose_kernel,
-    judged_backend,
     layouts_of,
     plain_bytes,
     rank_heads,
-    resolve_dtype,
     row_stride,
     strides,
     token_bytes,
-    unreadable,
     usual_backend,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect, find_dialect
@@ -40,6 +35,13 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import
     group_entries,
     project,
     split_drafts,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_kernels import (
+    asked_dtype,
+    check_dtype,
+    choose_kernel,
+    judged_backend,
+    unreadable,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import (
     Cache,
@@ -521,7 +523,7 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
         raise ValueError("speculative_config.replicated_draft: only the planner of dark-devotion knows it")
     check_parallel(request, model, dialect)
     check_dtype(request, dialect)
-    if resolve_dtype(request, model, dialect) == "nvfp4" and model.mla:
+    if asked_dtype(request, model, dialect) == "nvfp4" and model.mla:
         raise EngineRefusal(texts.plain_nvfp4())
     dtype, backend = choose_kernel(request, model, dialect)
     if unreadable(dtype, model):

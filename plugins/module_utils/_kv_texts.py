@@ -287,7 +287,31 @@ def sparse_dcp_cache() -> str:
     return "DCP for FlashMLA sparse requires an fp8_ds_mla kv-cache; the bf16 sparse path is not supported under DCP."
 
 
+# What the engine says of a layer when no kernel runs it, and from which version on.
+_SELECTION = (
+    ("head_size", (0, 13)),
+    ("dtype", (0, 13)),
+    ("kv_cache_dtype", (0, 13)),
+    ("block_size", (0, 13)),
+    ("use_mla", (0, 13)),
+    ("has_sink", (0, 13)),
+    ("use_sparse", (0, 13)),
+    ("use_mm_prefix", (0, 13)),
+    ("use_per_head_quant_scales", (0, 20)),
+    ("attn_type", (0, 13)),
+    ("has_sliding_window", (0, 26)),
+    ("use_non_causal", (0, 20)),
+    ("use_batch_invariant", (0, 20)),
+    ("use_kv_connector", (0, 24)),
+    ("use_adaptive_verification", (0, 28)),
+    ("use_pcp", (0, 26)),
+    ("use_dcp", (0, 30)),
+    ("use_rswa", (0, 30)),
+)
+
+
 def no_backend(
+    dialect: Dialect,
     head_size: int,
     dtype: str,
     block_size: int | None,
@@ -296,15 +320,24 @@ def no_backend(
     refused: Sequence[tuple[str, Sequence[str]]],
 ) -> str:
     """No attention kernel runs this MLA model on this GPU; refused: every kernel that was tried and what it lacks."""
+    said: dict[str, object] = {
+        "head_size": head_size,
+        "dtype": "torch.bfloat16",
+        "kv_cache_dtype": dtype,
+        "block_size": block_size,
+        "use_mla": True,
+        "use_sparse": sparse,
+        "attn_type": "AttentionType.DECODER" if dialect.version >= (0, 20) else "decoder",
+        "use_dcp": context_parallel,
+    }
+    layer = ", ".join(f"{name}={said.get(name, False)}" for name, since in _SELECTION if dialect.version >= since)
     reasons = ", ".join(f"{name}: [{', '.join(words)}]" for name, words in refused)
-    return (
-        f"No valid attention backend found for cuda with AttentionSelectorConfig(head_size={head_size}, "
-        f"dtype=torch.bfloat16, kv_cache_dtype={dtype}, block_size={block_size}, use_mla=True, has_sink=False, "
-        f"use_sparse={sparse}, use_mm_prefix=False, use_per_head_quant_scales=False, "
-        "attn_type=AttentionType.DECODER, has_sliding_window=False, use_non_causal=False, use_batch_invariant=False, "
-        "use_kv_connector=False, use_adaptive_verification=False, use_pcp=False, "
-        f"use_dcp={context_parallel}, use_rswa=False). Reasons: {{{reasons}}}."
-    )
+    return f"No valid attention backend found for cuda with AttentionSelectorConfig({layer}). Reasons: {{{reasons}}}."
+
+
+def backend_not_valid(name: str, reasons: Sequence[str]) -> str:
+    """The kernel that was asked for by name does not run this model on this GPU."""
+    return f"Selected backend AttentionBackendEnum.{name} is not valid for this configuration. Reason: {list(reasons)}"
 
 
 def no_backend_at_all() -> str:

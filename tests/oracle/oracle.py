@@ -21,9 +21,9 @@ SERVER = Path(__file__).with_name("oracle_server.py")
 
 
 class Oracle:
-    """One running server."""
+    """One running server; *sources* are those of another version, whose planner it then asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Path | None = None) -> None:
         python = os.environ.get(VARIABLE)
         if not python or not os.access(python, os.X_OK):
             raise RuntimeError(
@@ -33,7 +33,12 @@ class Oracle:
         descriptor, name = tempfile.mkstemp(suffix=".log")
         self.log = Path(name)
         self.process = subprocess.Popen(
-            [python, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=descriptor, text=True
+            [python, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=descriptor,
+            text=True,
+            env=os.environ if sources is None else {**os.environ, "PYTHONPATH": str(sources)},
         )
         os.close(descriptor)
 

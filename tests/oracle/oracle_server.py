@@ -16,6 +16,7 @@ import copy
 import gc
 import importlib
 import importlib.machinery
+import inspect
 import json
 import os
 import sys
@@ -49,6 +50,9 @@ vllm: t.Any = importlib.import_module("vllm")
 interface: t.Any = importlib.import_module("vllm.v1.kv_cache_interface")
 layouts: t.Any = importlib.import_module("vllm.v1.kv_cache_layout")
 planner: t.Any = importlib.import_module("vllm.v1.core.kv_cache_utils")
+# 0.33 took the planner apart.
+planning: t.Any = planner if hasattr(planner, "get_kv_cache_configs") else None
+planning = planning or importlib.import_module("vllm.v1.core.kv_cache_planning")
 registry: t.Any = importlib.import_module("vllm.model_executor.models.registry")
 torch_utils: t.Any = importlib.import_module("vllm.utils.torch_utils")
 backend: t.Any = importlib.import_module("vllm.v1.attention.backend")
@@ -113,6 +117,11 @@ def attention_options(spec: Question) -> Question:
     }
 
 
+def built(kind: t.Any, **options: t.Any) -> t.Any:
+    """A spec with what this version of it has: blocks have strides of their own since 0.31."""
+    return kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})
+
+
 def alignment(spec: Question) -> t.Any:
     """What the distance of blocks must be a multiple of: bytes, or whole kernel blocks of so many tokens."""
     return backend.MultipleOf(spec["kernel_rows"]) if spec["kernel_rows"] else spec["stride"]
@@ -133,7 +142,8 @@ def make_spec(spec: Question) -> t.Any:
     """A vLLM spec from its description."""
     kind = spec["kind"]
     if kind == "state":
-        return interface.MambaSpec(
+        return built(
+            interface.MambaSpec,
             block_size=spec["block_size"],
             shapes=tuple(tuple(shape) for shape in spec["shapes"]),
             dtypes=tuple(torch_utils.STR_DTYPE_TO_TORCH_DTYPE[name] for name in spec["dtypes"]),
@@ -144,7 +154,8 @@ def make_spec(spec: Question) -> t.Any:
         )
     options = attention_options(spec)
     if kind == "indexer":
-        return interface.MLAAttentionSpec(
+        return built(
+            interface.MLAAttentionSpec,
             block_size=spec["block_size"],
             num_kv_heads=1,
             head_size=spec["key"],
@@ -153,7 +164,8 @@ def make_spec(spec: Question) -> t.Any:
             block_stride_alignment=alignment(spec),
         )
     if kind == "mla":
-        return interface.MLAAttentionSpec(
+        return built(
+            interface.MLAAttentionSpec,
             **options,
             cache_dtype_str=spec["dtype"],
             state_content_bytes=ROW_BYTES.get(spec["dtype"]),
@@ -161,12 +173,12 @@ def make_spec(spec: Question) -> t.Any:
         )
     options["head_size_v"] = spec["value"]
     if kind == "sliding":
-        return packed(interface.SlidingWindowSpec(**options, sliding_window=spec["window"]))
+        return packed(built(interface.SlidingWindowSpec, **options, sliding_window=spec["window"]))
     if kind == "chunked":
-        return packed(interface.ChunkedLocalAttentionSpec(**options, attention_chunk_size=spec["window"]))
+        return packed(built(interface.ChunkedLocalAttentionSpec, **options, attention_chunk_size=spec["window"]))
     if kind == "cross":
-        return packed(interface.CrossAttentionSpec(**options))
-    return packed(interface.FullAttentionSpec(**options))
+        return packed(built(interface.CrossAttentionSpec, **options))
+    return packed(built(interface.FullAttentionSpec, **options))
 
 
 def make_config(question: Question) -> SimpleNamespace:
@@ -176,6 +188,7 @@ def make_config(question: Question) -> SimpleNamespace:
         model_config=SimpleNamespace(
             max_model_len=question["derived_len"] if length == -1 else length,
             original_max_model_len=length,
+            supports_kv_cache_grouping=False,
             hf_config=SimpleNamespace(model_type="llama"),
         ),
         parallel_config=SimpleNamespace(
@@ -203,17 +216,31 @@ def make_config(question: Question) -> SimpleNamespace:
     )
 
 
+def planned(config: t.Any, workers: list[t.Any], available: list[int]) -> t.Any:
+    """The plan for every rank; 0.33 is asked for the groups of the whole model first."""
+    if "global_kv_cache_groups" not in inspect.signature(planning.get_kv_cache_configs).parameters:
+        return planning.get_kv_cache_configs(config, workers, available)
+    groups = planning.get_global_kv_cache_groups(config, workers)
+    return planning.get_kv_cache_configs(config, workers, available, groups)
+
+
+def block_bytes(config: t.Any, groups: t.Any) -> int:
+    """Bytes of one pool block; older versions know no layout that they would have to look up."""
+    counted = planning._pool_bytes_per_block
+    return int(counted(config, groups) if "vllm_config" in inspect.signature(counted).parameters else counted(groups))
+
+
 def plan(question: Question) -> Question:
     """The planner's functions on described specs: blocks, tokens, concurrency."""
     config = make_config(question)
     workers = [{name: make_spec(spec) for name, spec in worker} for worker in question["workers"]]
-    configs = planner.get_kv_cache_configs(config, workers, list(question["available"]))
+    configs = planned(config, workers, list(question["available"]))
     tokens, concurrency = planner.get_kv_cache_capacity(config, planner.generate_scheduler_kv_cache_config(configs))
     return {
         "blocks": configs[0].num_blocks,
         "tokens": tokens,
         "concurrency": concurrency,
-        "block_bytes": [planner._pool_bytes_per_block(config, each.kv_cache_groups) for each in configs],
+        "block_bytes": [block_bytes(config, each.kv_cache_groups) for each in configs],
         "groups": sorted(len(group.layer_names) for group in configs[0].kv_cache_groups),
         "max_model_len": config.model_config.max_model_len,
     }
@@ -342,7 +369,7 @@ def build(question: Question) -> Question:
             layouts_of_ranks.extend([supported] * tp)
     core.register_all_kvcache_specs(own[0])
     core.resolve_kv_cache_layout(own[0], layouts_of_ranks, [spec for worker in specs for spec in worker.values()])
-    configs = planner.get_kv_cache_configs(own[0], specs, [question["available"]] * len(specs))
+    configs = planned(own[0], specs, [question["available"]] * len(specs))
     scheduled = planner.generate_scheduler_kv_cache_config(configs)
     tokens, concurrency = planner.get_kv_cache_capacity(own[0], scheduled)
     # As the core of the engine goes on.
@@ -352,7 +379,7 @@ def build(question: Question) -> Question:
         "blocks": configs[0].num_blocks,
         "tokens": tokens,
         "concurrency": concurrency,
-        "block_bytes": [planner._pool_bytes_per_block(own[0], each.kv_cache_groups) for each in configs],
+        "block_bytes": [block_bytes(own[0], each.kv_cache_groups) for each in configs],
         "max_model_len": own[0].model_config.max_model_len,
     }
 

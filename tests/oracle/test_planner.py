@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +19,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner impor
     plan_cache,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import EngineRefusal
+from lab.sources import python_sources
 from tests.oracle.cases import generate
 from tests.oracle.models import MIMO_V2
-from tests.oracle.oracle import Oracle, plan_question
+from tests.oracle.oracle import VARIABLE, Oracle, plan_question
 
 CASES = 600
 
@@ -91,6 +94,19 @@ def test_generated(oracle: Oracle, first: int) -> None:
 def test_packed_layout(oracle: Oracle, first: int) -> None:
     """The layout that keeps all layers of a block together: groups with pages of different sizes."""
     assert _compare(oracle, range(first, first + 50), {"kv_cache_layout": "BLHNC"}) > 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["0.30.0", "0.31.0", "0.33.0"])
+def test_other_versions(version: str) -> None:
+    """The same for the planners of other versions, whose sources come from the package index once."""
+    (packages,) = Path(os.environ[VARIABLE]).parents[1].glob("lib/python3.*/site-packages")
+    other = Oracle(python_sources(version, packages))
+    try:
+        assert _compare(other, range(CASES), {"engine": version}) > 400
+        assert _compare(other, range(200), {"engine": version, "kv_cache_layout": "BLHNC"}) > 120
+    finally:
+        other.close()
 
 
 def test_different_head_sizes(oracle: Oracle) -> None:

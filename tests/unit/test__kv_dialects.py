@@ -263,6 +263,119 @@ def test_no_kernel_for_context_parallelism() -> None:
     assert answer["reasons"][0].endswith("Smallest change: decode_context_parallel_size 1 with max_model_len 33472.")
 
 
+DEEPSEEK_SPARSE = {
+    "model_type": "deepseek_v32",
+    "num_hidden_layers": 1,
+    "num_attention_heads": 64,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "index_topk": 2048,
+    "index_head_dim": 128,
+    "max_position_embeddings": 4096,
+}
+
+
+# Kernel and cache dtype as the classes of each version answered, on four ranks.
+@pytest.mark.parametrize(
+    ("engine", "model", "capability", "dtype", "kernel", "packed"),
+    [
+        # FA4's kernel reads bf16 on SM100, for few heads; before there was none, and FlashInfer's was first.
+        ("0.33.0", DEEPSEEK_SPARSE, "10.0", "auto", "FLASH_ATTN_MLA_SPARSE_FA4", "auto"),
+        ("0.32.0", DEEPSEEK_SPARSE, "10.0", "auto", "FLASHINFER_MLA_SPARSE", "auto"),
+        ("0.33.0", {**DEEPSEEK_SPARSE, "index_topk": 1000}, "10.0", "auto", "FLASHINFER_MLA_SPARSE", "auto"),
+        ("0.33.0", {**DEEPSEEK_SPARSE, "num_attention_heads": 128}, "10.0", "auto", "FLASHMLA_SPARSE", "auto"),
+        ("0.33.0", DEEPSEEK_SPARSE, "10.0", "fp8", "FLASHINFER_MLA_SPARSE", "fp8"),
+        # GLM-5 wants fp8 on SM100 since 0.32, DeepSeek V3.2 takes bfloat16 for auto.
+        ("0.30.0", GLM, "10.0", "auto", "FLASHINFER_MLA_SPARSE", "auto"),
+        ("0.31.0", GLM, "10.0", "auto", "FLASHINFER_MLA_SPARSE", "auto"),
+        ("0.32.0", GLM, "10.0", "auto", "FLASHINFER_MLA_SPARSE", "fp8_e4m3"),
+        ("0.24.0", GLM, "10.0", "auto", "FLASHINFER_MLA_SPARSE", "auto"),
+        ("0.32.0", DEEPSEEK_SPARSE, "12.1", "bfloat16", "FLASHINFER_MLA_SPARSE_SM120", "fp8_ds_mla"),
+        ("0.24.0", GLM, "12.1", "auto", "FLASHINFER_MLA_SPARSE_SM120", "fp8_ds_mla"),
+        # FlashAttention's sparse kernel came with 0.26, FlashInfer's for SM90 with 0.30.
+        ("0.24.0", GLM, "9.0", "auto", "FLASHMLA_SPARSE", "auto"),
+        ("0.26.0", GLM, "9.0", "auto", "FLASH_ATTN_MLA_SPARSE", "auto"),
+        ("0.30.0", GLM, "9.0", "fp8_e4m3", "FLASHINFER_MLA_SPARSE_SM90", "fp8_e4m3"),
+        # 0.13 packs whatever is called fp8.
+        ("0.13.0", DEEPSEEK_SPARSE, "9.0", "fp8_e4m3", "FLASHMLA_SPARSE", "fp8_ds_mla"),
+        ("0.13.0", DEEPSEEK_SPARSE, "10.0", "fp8", "FLASHMLA_SPARSE", "fp8_ds_mla"),
+    ],
+)
+def test_kernels_by_version(
+    engine: str, model: dict[str, t.Any], capability: str, dtype: str, kernel: str, packed: str
+) -> None:
+    """Sparse MLA by version."""
+    asked = {"config": model, "engine": engine, "compute_capability": capability, "kv_cache_dtype": dtype}
+    geometry = build_geometry(parse_request({**asked, "tensor_parallel_size": 4, "max_model_len": 64}))
+    assert (geometry.backend.name, geometry.dtype) == (kernel, packed)
+
+
+# What the classes of each version say when no kernel runs.
+REFUSALS = [
+    (
+        "0.20.0",
+        "12.1",
+        {},
+        "head_size=576, dtype=torch.bfloat16, kv_cache_dtype=auto, block_size=None, use_mla=True, has_sink=False, "
+        "use_sparse=True, use_mm_prefix=False, use_per_head_quant_scales=False, attn_type=AttentionType.DECODER, "
+        "use_non_causal=False, use_batch_invariant=False). Reasons: {FLASH_ATTN_MLA: [sparse not supported, compute "
+        "capability not supported, FlashAttention MLA not supported on this device], FLASHMLA: [sparse not supported, "
+        "compute capability not supported, FlashMLA Sparse is only supported on Hopper and Blackwell devices.], "
+        "FLASHINFER_MLA: [sparse not supported, compute capability not supported], TRITON_MLA: [sparse not supported], "
+        "FLASHMLA_SPARSE: [compute capability not supported]}.",
+    ),
+    (
+        "0.13.0",
+        "12.1",
+        {"block_size": 16},
+        "head_size=576, dtype=torch.bfloat16, kv_cache_dtype=auto, block_size=None, use_mla=True, has_sink=False, "
+        "use_sparse=True, use_mm_prefix=False, attn_type=decoder). Reasons: {FLASH_ATTN_MLA: [sparse not supported, "
+        "compute capability not supported, FlashAttention MLA not supported on this device], FLASHMLA: [sparse not "
+        "supported, compute capability not supported, FlashMLA Sparse is only supported on Hopper and Blackwell "
+        "devices.], FLASHINFER_MLA: [sparse not supported, compute capability not supported], TRITON_MLA: [sparse not "
+        "supported], FLASHMLA_SPARSE: [compute capability not supported]}.",
+    ),
+    (
+        "0.33.0",
+        "10.0",
+        {"block_size": 16},
+        "head_size=576, dtype=torch.bfloat16, kv_cache_dtype=auto, block_size=16, use_mla=True, has_sink=False, "
+        "use_sparse=True, use_mm_prefix=False, use_per_head_quant_scales=False, attn_type=AttentionType.DECODER, "
+        "has_sliding_window=False, use_non_causal=False, use_batch_invariant=False, use_kv_connector=False, "
+        "use_adaptive_verification=False, use_pcp=False, use_dcp=False, use_rswa=False). Reasons: {FLASHINFER_MLA: "
+        "[block_size not supported, sparse not supported], TOKENSPEED_MLA: [kv_cache_dtype not supported, block_size "
+        "not supported, sparse not supported], CUTLASS_MLA: [block_size not supported, sparse not supported], "
+        "FLASH_ATTN_MLA: [sparse not supported, compute capability not supported, FlashAttention MLA not supported on "
+        "this device], FLASHMLA: [block_size not supported, sparse not supported], TRITON_MLA: [sparse not supported], "
+        "FLASH_ATTN_MLA_SPARSE_FA4: [block_size not supported], FLASHINFER_MLA_SPARSE: [block_size not supported], "
+        "FLASHMLA_SPARSE: [block_size not supported]}.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("engine", "capability", "more", "words"), REFUSALS)
+def test_no_kernel_by_version(engine: str, capability: str, more: dict[str, t.Any], words: str) -> None:
+    """DeepSeek V3.2 where nothing runs it."""
+    asked = {"config": DEEPSEEK_SPARSE, "engine": engine, "compute_capability": capability, **more}
+    with pytest.raises(EngineRefusal) as refusal:
+        build_geometry(parse_request({**asked, "tensor_parallel_size": 4, "max_model_len": 64}))
+    assert str(refusal.value) == f"No valid attention backend found for cuda with AttentionSelectorConfig({words}"
+
+
+def test_a_kernel_by_name_that_does_not_run() -> None:
+    """The 0.32 classes about FlashInfer's sparse kernel on a GB10."""
+    asked = {"config": GLM, "compute_capability": "12.1", "attention_backend": "FLASHINFER_MLA_SPARSE"}
+    with pytest.raises(EngineRefusal) as refusal:
+        build_geometry(parse_request({**asked, "kv_cache_dtype": "fp8_ds_mla", "max_model_len": 64}))
+    assert str(refusal.value) == (
+        "Selected backend AttentionBackendEnum.FLASHINFER_MLA_SPARSE is not valid for this configuration. Reason: "
+        "['kv_cache_dtype not supported', 'compute capability not supported', 'FLASHINFER_MLA_SPARSE SM10 does not "
+        "support fp8_ds_mla kv-cache dtype']"
+    )
+
+
 @pytest.mark.parametrize(
     ("dtype", "capability", "row_bytes"),
     [

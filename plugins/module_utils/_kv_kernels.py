@@ -1,0 +1,435 @@
+# Copyright: (c) 2026, The sparkrig engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which attention kernel the engine takes, by version, and what it has against the others, in its own words.
+
+The lists, rules and words are those of the published sources, whose own classes were asked beside this. Private to
+this collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable
+
+from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
+    BACKENDS,
+    BF16,
+    FP8,
+    PLAIN_BYTES,
+    ROW_BYTES,
+    Backend,
+    plain_bytes,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Latent, Model
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import MLA, EngineRefusal
+
+_Version = tuple[int, int]
+_LATENT = (*BF16, "fp8", "fp8_e4m3")
+_OLD_LATENT = ("auto", "fp8", "fp8_e4m3")
+_FIRST = (0, 13)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a kernel of MLA runs.
+
+    since: the version in whose lists it first is; majors: compute capabilities, by major number (none: every one);
+    caches: cache dtypes that it reads, and widths: elements of the latent vector with its rotary part (none: every
+    number), both with the version from which on, oldest first; sparse: it is a kernel for sparse MLA.
+    """
+
+    since: _Version = _FIRST
+    majors: tuple[int, ...] = ()
+    caches: tuple[tuple[_Version, tuple[str, ...]], ...] = ()
+    widths: tuple[tuple[_Version, tuple[int, ...]], ...] = ()
+    sparse: bool = False
+
+    def reads(self, dtype: str, dialect: Dialect) -> bool:
+        """Whether it reads a cache of this dtype."""
+        return dtype in [names for since, names in self.caches if dialect.version >= since][-1]
+
+    def takes(self, width: int, dialect: Dialect) -> bool:
+        """Whether it reads a latent vector of so many elements."""
+        widths = [sizes for since, sizes in self.widths if dialect.version >= since]
+        return not widths or not widths[-1] or width in widths[-1]
+
+
+_DENSE_CACHES = ((_FIRST, _OLD_LATENT), ((0, 20), _LATENT))
+_BF16_CACHES = ((_FIRST, ("auto",)), ((0, 20), BF16))
+_DENSE_WIDTHS = ((_FIRST, (576,)), ((0, 20), (320, 576)), ((0, 30), (320, 512, 576)))
+_SPARSE_WIDTHS = ((_FIRST, (576,)), ((0, 30), (512, 576)))
+_FLASHMLA_WIDTHS = ((_FIRST, (576,)), ((0, 20), (512, 576)), ((0, 24), (576,)), ((0, 31), (512, 576)))
+_FLASHMLA_CACHES = (
+    (_FIRST, ("auto", "fp8_ds_mla")),
+    ((0, 20), ("auto", "bfloat16", "fp8_ds_mla", "fp8")),
+    ((0, 30), ("auto", "bfloat16", "fp8_ds_mla", "fp8", "nvfp4_ds_mla")),
+)
+_SM120_CACHES = ("auto", "fp8", "fp8_e4m3", "fp8_ds_mla")
+_RULES: Mapping[str, _Rule] = {
+    "TRITON_MLA": _Rule(
+        caches=((_FIRST, ("auto",)), ((0, 20), _LATENT)),
+        widths=((_FIRST, (576,)), ((0, 20), ())),
+    ),
+    "FLASH_ATTN_MLA": _Rule(majors=(9,), caches=_BF16_CACHES, widths=_DENSE_WIDTHS),
+    "FLASHMLA": _Rule(majors=(9, 10), caches=_DENSE_CACHES, widths=_DENSE_WIDTHS),
+    "CUTLASS_MLA": _Rule(majors=(10,), caches=_DENSE_CACHES, widths=_DENSE_WIDTHS),
+    "FLASHINFER_MLA": _Rule(majors=(10,), caches=_DENSE_CACHES, widths=_DENSE_WIDTHS),
+    "TOKENSPEED_MLA": _Rule((0, 24), (10,), ((_FIRST, ("fp8", "fp8_e4m3")),), _DENSE_WIDTHS),
+    "FLASH_ATTN_MLA_SPARSE": _Rule((0, 26), (9,), ((_FIRST, BF16),), sparse=True),
+    "FLASHMLA_SPARSE": _Rule(majors=(9, 10), caches=_FLASHMLA_CACHES, widths=_FLASHMLA_WIDTHS, sparse=True),
+    "FLASHINFER_MLA_SPARSE": _Rule((0, 20), (10,), ((_FIRST, _LATENT),), _SPARSE_WIDTHS, sparse=True),
+    "FLASHINFER_MLA_SPARSE_SM120": _Rule((0, 24), (12,), ((_FIRST, _SM120_CACHES),), _SPARSE_WIDTHS, sparse=True),
+    "FLASHINFER_MLA_SPARSE_SM90": _Rule(
+        (0, 30), (9,), ((_FIRST, ("auto", "bfloat16", "fp8", "fp8_e4m3")),), _SPARSE_WIDTHS, sparse=True
+    ),
+    "FLASH_ATTN_MLA_SPARSE_FA4": _Rule(
+        (0, 33), (10,), ((_FIRST, ("auto", "bfloat16")),), ((_FIRST, (576,)),), sparse=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a kernel of MLA is asked for as a whole.
+
+    major: of the compute capability, as the engine prints it in `capability`; width: of the latent vector with its
+    rotary part; heads: query heads of a rank; dcp: ranks of DCP.
+    """
+
+    version: _Version
+    capability: tuple[int, int]
+    dtype: str
+    sparse: bool
+    width: int
+    heads: int
+    dcp: int
+    latent: Latent
+
+    @property
+    def major(self) -> int:
+        """Of the compute capability."""
+        return self.capability[0]
+
+
+def _flash_attn_mla(asked: _Asked) -> str | None:
+    return None if asked.major == 9 else "FlashAttention MLA not supported on this device"
+
+
+def _flashmla(asked: _Asked) -> str | None:
+    if asked.sparse:
+        apt = asked.major in (9, 10)
+        centre = " DC" if asked.version >= (0, 24) else ""
+        return None if apt else f"FlashMLA Sparse is only supported on Hopper and Blackwell{centre} devices."
+    return None if asked.major == 9 else "FlashMLA Dense is only supported on Hopper devices."
+
+
+def _flashinfer_mla(asked: _Asked) -> str | None:
+    if asked.version < (0, 20) or asked.latent.nope in (None, 64, 128, 192):
+        return None
+    return f"FlashInfer MLA kernel requires qk_nope_head_dim in [64, 128, 192], but got {asked.latent.nope}"
+
+
+def _tokenspeed_mla(asked: _Asked) -> str | None:
+    shape = (asked.latent.nope, asked.latent.rope, asked.latent.value)
+    if None in shape or shape == (128, 64, 128):
+        return None
+    return (
+        "tokenspeed_mla requires DeepSeek R1 MLA dimensions (qk_nope_head_dim=128, qk_rope_head_dim=64, "
+        f"v_head_dim=128), got {shape}"
+    )
+
+
+def _trtllm_sparse(asked: _Asked, name: str) -> str | None:
+    if asked.dtype == "fp8_ds_mla" and asked.version >= (0, 24):
+        return f"{name} SM10 does not support fp8_ds_mla kv-cache dtype"
+    if asked.latent.nope not in (None, 128, 192):
+        return f"FlashInfer MLA Sparse kernel requires qk_nope_head_dim in [128, 192], but got {asked.latent.nope}"
+    return None if asked.sparse else "FlashInfer MLA Sparse requires model with index_topk config"
+
+
+def _flashinfer_mla_sparse(asked: _Asked) -> str | None:
+    return _trtllm_sparse(asked, "FLASHINFER_MLA_SPARSE")
+
+
+def _flash_attn_mla_sparse_fa4(asked: _Asked) -> str | None:
+    latent = asked.latent
+    if latent.picked is None or latent.picked % 128:
+        return f"FA4 sparse MLA requires index_topk % 128 == 0, got {latent.picked}"
+    if (latent.rank, latent.rope) != (512, 64):
+        return (
+            f"FA4 sparse MLA requires (kv_lora_rank, qk_rope_head_dim) == (512, 64), got {(latent.rank, latent.rope)}"
+        )
+    gathered = (8, 16, 32, 64) if asked.dcp > 1 else (8, 16, 32, 64, 128)
+    if asked.heads * asked.dcp not in gathered:
+        return (
+            f"FA4 sparse MLA requires {gathered} gathered query heads, got num_heads={asked.heads} * "
+            f"dcp_size={asked.dcp}"
+        )
+    return _trtllm_sparse(asked, "FLASH_ATTN_MLA_SPARSE_FA4")
+
+
+def _flashmla_sparse(asked: _Asked) -> str | None:
+    if asked.width == 512 and asked.version >= (0, 31):
+        packs = asked.version >= (0, 32)
+        if asked.dtype not in (*BF16, *(("fp8_ds_mla",) if packs else ())) or asked.major != 9:
+            caches = "bf16 or fp8_ds_mla" if packs else "bf16"
+            return (
+                f"FLASHMLA_SPARSE supports head_size 512 only with {caches} kv-cache on SM90 (NoPE), got "
+                f"kv_cache_dtype={asked.dtype}, capability=DeviceCapability(major={asked.capability[0]}, "
+                f"minor={asked.capability[1]})"
+            )
+        if asked.latent.rope != 0:
+            return "FLASHMLA_SPARSE supports head_size 512 only for rope-free (NoPE) models"
+    if asked.dtype == "nvfp4_ds_mla" and asked.major != 10 and asked.version >= (0, 30):
+        return f"FLASHMLA_SPARSE only supports the {asked.dtype} kv-cache dtype on SM100 (Blackwell)"
+    return None
+
+
+def _flashinfer_mla_sparse_sm120(asked: _Asked) -> str | None:
+    if asked.dtype not in _SM120_CACHES:
+        return "kv_cache_dtype not supported"
+    if not asked.sparse:
+        return "FLASHINFER_MLA_SPARSE_SM120 requires a model with index_topk config"
+    if asked.latent.picked != 2048:
+        return f"FLASHINFER_MLA_SPARSE_SM120 requires index_topk=2048; got {asked.latent.picked}"
+    return None
+
+
+def _flash_attn_mla_sparse(asked: _Asked) -> str | None:
+    if asked.dtype not in BF16:
+        return "FlashAttention MLA Sparse currently supports only FP16/BF16 KV cache"
+    if asked.major != 9:
+        return "FlashAttention MLA not supported on this device"
+    if asked.dcp > 1:
+        return "FlashAttention MLA Sparse does not support DCP for now"
+    return None if asked.sparse else "FlashAttention MLA Sparse requires model with index_topk"
+
+
+def _flashinfer_mla_sparse_sm90(asked: _Asked) -> str | None:
+    if not asked.sparse:
+        return "FLASHINFER_MLA_SPARSE_SM90 requires sparse MLA"
+    if asked.latent.rank != 512:
+        return "FLASHINFER_MLA_SPARSE_SM90 requires kv_lora_rank=512"
+    return None if asked.latent.rope in (0, 64) else "FLASHINFER_MLA_SPARSE_SM90 requires qk_rope_head_dim in (0, 64)"
+
+
+# What a kernel says against a combination, after everything else.
+_COMBINATIONS: Mapping[str, Callable[[_Asked], str | None]] = {
+    "FLASH_ATTN_MLA": _flash_attn_mla,
+    "FLASHMLA": _flashmla,
+    "FLASHINFER_MLA": _flashinfer_mla,
+    "TOKENSPEED_MLA": _tokenspeed_mla,
+    "FLASHINFER_MLA_SPARSE": _flashinfer_mla_sparse,
+    "FLASHMLA_SPARSE": _flashmla_sparse,
+    "FLASHINFER_MLA_SPARSE_SM120": _flashinfer_mla_sparse_sm120,
+    "FLASH_ATTN_MLA_SPARSE": _flash_attn_mla_sparse,
+    "FLASHINFER_MLA_SPARSE_SM90": _flashinfer_mla_sparse_sm90,
+    "FLASH_ATTN_MLA_SPARSE_FA4": _flash_attn_mla_sparse_fa4,
+}
+_HOPPER = ("FLASH_ATTN_MLA", "FLASHMLA", "FLASHINFER_MLA", "TRITON_MLA")
+
+
+def _mla_order(asked: _Asked) -> list[str]:
+    """In what order a version tries its kernels of MLA."""
+    if asked.major == 10:
+        first: tuple[str, ...] = ("FLASHINFER_MLA", "TOKENSPEED_MLA", "CUTLASS_MLA")
+        sparse = ["FLASHINFER_MLA_SPARSE", "FLASHMLA_SPARSE"]
+        few = asked.heads <= 16
+        if asked.version < (0, 20):
+            first = ("CUTLASS_MLA", "FLASHINFER_MLA")
+        elif asked.dtype in BF16:
+            sparse = ["FLASH_ATTN_MLA_SPARSE_FA4", *sparse] if few else sparse[::-1]
+        order: tuple[str, ...] = (*first, "FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", *sparse)
+    elif asked.major == 12 and asked.version >= (0, 24):
+        order = ("TRITON_MLA", "FLASHINFER_MLA_SPARSE_SM120")
+    elif asked.width == 512:
+        order = (*_HOPPER, "FLASHINFER_MLA_SPARSE_SM90", "FLASH_ATTN_MLA_SPARSE", "FLASHMLA_SPARSE")
+    else:
+        order = (*_HOPPER, "FLASH_ATTN_MLA_SPARSE", "FLASHMLA_SPARSE", "FLASHINFER_MLA_SPARSE_SM90")
+    return [name for name in order if asked.version >= _RULES[name].since]
+
+
+def _objections(name: str, asked: _Asked, block_size: int | None, dialect: Dialect) -> list[str]:
+    """Why a version does not take a kernel of MLA, in its words and order."""
+    rule, backend = _RULES[name], BACKENDS[name]
+    found = []
+    if not rule.takes(asked.width, dialect):
+        found.append("head_size not supported")
+    if not rule.reads(asked.dtype, dialect):
+        found.append("kv_cache_dtype not supported")
+    if block_size is not None and not backend.runs(block_size):
+        found.append("block_size not supported")
+    if asked.sparse != rule.sparse:
+        found.append("sparse not supported" if asked.sparse else "non-sparse not supported")
+    if rule.majors and asked.major not in rule.majors:
+        found.append("compute capability not supported")
+    if asked.dcp > 1 and dialect.version >= (0, 30) and not backend.has_dcp(dialect):
+        found.append("DCP not supported")
+    combined = _COMBINATIONS.get(name)
+    reason = None if combined is None else combined(asked)
+    return found if reason is None else [*found, reason]
+
+
+def _asked_kernel(request: Request, model: Model, dialect: Dialect, dtype: str) -> _Asked:
+    assert request.compute_capability is not None and model.latent is not None
+    return _Asked(
+        version=dialect.version,
+        capability=request.compute_capability,
+        dtype=dtype,
+        sparse=model.sparse,
+        width=next(cache.key for layer in model.layers for cache in layer if cache.kind == MLA),
+        heads=model.query_heads // request.tensor_parallel_size,
+        dcp=request.decode_context_parallel_size,
+        latent=model.latent,
+    )
+
+
+def _mla_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
+    """The first kernel of MLA that the engine has no objection to; its refusal where there is none."""
+    asked = _asked_kernel(request, model, dialect, dtype)
+    refused: list[tuple[str, Sequence[str]]] = []
+    # 0.13 chooses first, and fits the blocks to the kernel.
+    block_size = request.block_size if dialect.version >= (0, 20) else None
+    for name in _mla_order(asked):
+        objections = _objections(name, asked, block_size, dialect)
+        if not objections:
+            return BACKENDS[name]
+        refused.append((name, objections))
+    raise EngineRefusal(texts.no_backend(dialect, asked.width, dtype, block_size, asked.sparse, asked.dcp > 1, refused))
+
+
+def _sparse_backend(request: Request, dialect: Dialect) -> str:
+    if dialect.name == "dark-devotion":
+        return "B12X_MLA_SPARSE"
+    major = request.compute_capability[0] if request.compute_capability else 12
+    if major == 12:
+        return "FLASHINFER_MLA_SPARSE_SM120"
+    return "FLASHINFER_MLA_SPARSE" if major == 10 else "FLASHMLA_SPARSE"
+
+
+def _judges_latent(request: Request, model: Model, dialect: Dialect) -> bool:
+    """Whether it is known which kernels of MLA are tried: a GPU was named, and the fork has a sparse one of its own."""
+    named = request.device == "cuda" and request.compute_capability is not None
+    return named and model.mla and not (model.sparse and dialect.name == "dark-devotion")
+
+
+def _named_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
+    """The kernel that was asked for by name, unless the engine refuses it."""
+    name = request.attention_backend
+    if name is None or name not in BACKENDS:
+        raise ValueError(
+            "attention_backend: {!r} is not known here; known are {}".format(name, ", ".join(sorted(BACKENDS)))
+        )
+    if name in _RULES and _judges_latent(request, model, dialect) and dialect.version >= _RULES[name].since:
+        objections = _objections(name, _asked_kernel(request, model, dialect, dtype), request.block_size, dialect)
+        if objections:
+            raise EngineRefusal(texts.backend_not_valid(name, objections))
+    return BACKENDS[name]
+
+
+def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
+    """The backend that the engine takes for the model's attention layers. dtype: of the cache, as it was asked for."""
+    if request.attention_backend is not None:
+        return _named_backend(request, model, dialect, dtype)
+    if request.device == "cpu":
+        if model.family == "mimo_v2_flash":
+            # K and V heads of different sizes have a kernel of their own, on a CPU too.
+            return BACKENDS["TRITON_ATTN_DIFFKV"]
+        return BACKENDS["CPU_MLA" if model.mla else "CPU_ATTN"]
+    if _judges_latent(request, model, dialect):
+        return _mla_backend(request, model, dialect, dtype)
+    if model.sparse:
+        return BACKENDS[_sparse_backend(request, dialect)]
+    if model.mla:
+        return BACKENDS["TRITON_MLA"]
+    if "per_token_head" in dtype:
+        return BACKENDS["TRITON_ATTN"]
+    if dtype == "nvfp4" or request.compute_capability is not None and request.compute_capability[0] == 10:
+        return BACKENDS["FLASHINFER"]
+    return BACKENDS["FLASH_ATTN"]
+
+
+# The version that first knew a cache dtype, where it was not there from the start.
+_DTYPE_SINCE = {
+    "float16": (0, 20),
+    "int8_per_token_head": (0, 20),
+    "fp8_per_token_head": (0, 20),
+    "nvfp4": (0, 20),
+    "int4_per_token_head": (0, 26),
+    "nvfp4_ds_mla": (0, 30),
+}
+
+
+def check_dtype(request: Request, dialect: Dialect) -> None:
+    """Refuses a cache dtype that the engine's command line does not offer, or that only GPUs have."""
+    dtype = request.kv_cache_dtype
+    if request.device == "cpu" and (dtype.startswith("nvfp4") or dtype.endswith(("_ds_mla", "per_token_head"))):
+        raise ValueError(f"kv_cache_dtype: {dtype!r} needs a GPU, and device is cpu")
+    fork = dialect.name == "dark-devotion" and dtype == "nvfp4_ds_mla"
+    if dialect.version < _DTYPE_SINCE.get(dtype, (0, 0)) and not fork:
+        raise ValueError(f"kv_cache_dtype: {dtype!r} is not known to engine {dialect.name}")
+    if request.device == "cuda" and plain_bytes(request) != PLAIN_BYTES:
+        raise ValueError(f"dtype: {request.dtype!r} is planned for device cpu only; GPUs serve bfloat16 or float16")
+
+
+def asked_dtype(request: Request, model: Model, dialect: Dialect) -> str:
+    """The cache dtype that a kernel is asked for: auto follows the checkpoint, and model classes have wishes."""
+    dtype = request.kv_cache_dtype
+    if dtype == "auto" and model.cache_scheme is not None:
+        dtype = model.cache_scheme
+    if dialect.name == "dark-devotion" or request.device == "cpu":
+        return dtype
+    if model.family == "deepseek_v32":
+        if dtype.startswith("fp8") and dialect.version < (0, 20):
+            return "fp8_ds_mla"
+        return "auto" if dtype == "bfloat16" else dtype
+    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
+    wants = blackwell and model.family == "glm_moe_dsa" and dialect.version >= _GLM_WANTS_FP8
+    return "fp8_e4m3" if dtype == "auto" and wants else dtype
+
+
+# From here on GLM-5 has an fp8 cache on Blackwell unless another is asked for.
+_GLM_WANTS_FP8 = (0, 32)
+# What kernels of sparse MLA are asked for, and pack in rows of their own.
+_PACKS = {
+    "FLASHMLA_SPARSE": FP8,
+    "FLASHINFER_MLA_SPARSE_SM120": ("auto", "fp8", "fp8_e4m3"),
+    "B12X_MLA_SPARSE": FP8,
+}
+
+
+def choose_kernel(request: Request, model: Model, dialect: Dialect) -> tuple[str, Backend]:
+    """The cache dtype in effect and the backend of the attention layers.
+
+    The kernel for sparse MLA is chosen by what was asked for, and then packs rows of its own.
+    """
+    asked = asked_dtype(request, model, dialect)
+    backend = choose_backend(request, model, dialect, asked)
+    if request.device == "cpu" or not model.sparse:
+        return asked, backend
+    return "fp8_ds_mla" if asked in _packed(request, backend) else asked, backend
+
+
+def _packed(request: Request, backend: Backend) -> tuple[str, ...]:
+    """What the kernel packs; where the GPU is not known, only what every one would pack."""
+    known = request.attention_backend is not None or request.compute_capability is not None
+    return _PACKS.get(backend.name, ()) if known else FP8
+
+
+def judged_backend(request: Request) -> bool:
+    """Whether the hardware was named, so that what its backends refuse can be judged."""
+    return request.device == "cpu" or request.compute_capability is not None or request.attention_backend is not None
+
+
+def unreadable(dtype: str, model: Model) -> bool:
+    """Whether no kernel at all reads this cache dtype of this model.
+
+    Where the hardware was named, `choose_backend` has refused it already and said more.
+    """
+    return (dtype in ROW_BYTES and not model.sparse) or ("per_token_head" in dtype and model.mla)
