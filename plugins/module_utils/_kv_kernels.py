@@ -27,7 +27,13 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends impo
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Latent, Model
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
-from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import MLA, EngineRefusal
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
+    CHUNKED,
+    FULL,
+    MLA,
+    SLIDING,
+    EngineRefusal,
+)
 
 _Version = tuple[int, int]
 _LATENT = (*BF16, "fp8", "fp8_e4m3")
@@ -301,7 +307,145 @@ def _mla_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -
         if not objections:
             return BACKENDS[name]
         refused.append((name, objections))
-    raise EngineRefusal(texts.no_backend(dialect, asked.width, dtype, block_size, asked.sparse, asked.dcp > 1, refused))
+    raise EngineRefusal(
+        texts.no_backend(
+            dialect,
+            asked.width,
+            dtype,
+            block_size,
+            refused,
+            use_mla=True,
+            use_sparse=asked.sparse,
+            use_dcp=asked.dcp > 1,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """What a kernel for K and V heads is asked for. head: elements of a head; sink: the layer has attention sinks."""
+
+    version: _Version
+    major: int
+    dtype: str
+    head: int
+    block_size: int | None
+    window: bool
+    sink: bool
+    dcp: int
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the cache does not hold what the model computes with."""
+        return self.dtype not in BF16
+
+    @property
+    def flash_reads(self) -> bool:
+        """Whether FlashAttention reads this quantised cache: its third version on SM90, its fourth on SM100."""
+        return self.dtype != "fp8_e5m2" and (self.major == 9 or (self.major == 10 and self.head <= 128))
+
+
+_FLASHINFER_CACHES = (*_LATENT, "fp8_e5m2")
+_TRITON_CACHES = (*_FLASHINFER_CACHES, "int4_per_token_head", "int8_per_token_head", "fp8_per_token_head")
+_PLAIN_ORDER = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT")
+
+
+def _plain_reads(name: str, asked: _Plain) -> bool:
+    if name == "FLASH_ATTN":
+        return asked.dtype in BF16 or (asked.dtype in ("fp8", "fp8_e4m3") and asked.major in (9, 10))
+    if name == "FLASHINFER" and asked.dtype == "nvfp4":
+        return asked.major == 10 or (asked.major in (8, 9, 12) and asked.version >= _NVFP4_EVERYWHERE)
+    caches = {"FLASHINFER": _FLASHINFER_CACHES, "TRITON_ATTN": _TRITON_CACHES, "FLEX_ATTENTION": BF16}
+    return asked.dtype in caches.get(name, ())
+
+
+# From here on FlashInfer reads NVFP4 without the kernels of SM100, too.
+_NVFP4_EVERYWHERE = (0, 32)
+
+
+def _plain_head(name: str, head: int) -> bool:
+    if name == "FLASHINFER":
+        return head in (64, 128, 256, 512)
+    return head >= 32 if name == "TRITON_ATTN" else name != "FLASH_ATTN" or head % 8 == 0
+
+
+# Sinks are for these, on GPUs of these majors (none: of every one).
+_SINKS: Mapping[str, tuple[int, ...]] = {"FLASH_ATTN": (9, 10), "FLASHINFER": (10,), "TRITON_ATTN": ()}
+
+
+def _takes_sinks(name: str, major: int) -> bool:
+    return name in _SINKS and (not _SINKS[name] or major in _SINKS[name])
+
+
+def _plain_objections(name: str, asked: _Plain) -> list[str]:
+    """Why a version does not take a kernel for K and V heads, in its words and order."""
+    ampere = name not in ("FLASH_ATTN", "FLASHINFER") or asked.major >= 8
+    checks = (
+        (_plain_head(name, asked.head), "head_size not supported"),
+        (_plain_reads(name, asked), "kv_cache_dtype not supported"),
+        (asked.block_size is None or asked.block_size % 16 == 0, "block_size not supported"),
+        (not asked.sink or _takes_sinks(name, asked.major), "attention sinks not supported"),
+        (ampere, "compute capability not supported"),
+        (not asked.window or name != "TURBOQUANT", "sliding window not supported"),
+        (asked.dcp == 1 or name in ("FLASH_ATTN", "FLASHINFER"), "DCP not supported"),
+    )
+    found = [words for fine, words in checks if not fine]
+    if name == "FLASH_ATTN" and asked.sink and asked.major < 9:
+        return [*found, "sink not supported on compute capability < 9.0"]
+    if name == "FLASH_ATTN" and asked.quantised and not asked.flash_reads:
+        hopper = "FA3 on SM90 or FA4 on SM100"
+        if asked.version >= (0, 31):
+            hopper = "FA3 on SM90, FA4 with head_size=512 on SM90, or FA4 on SM100"
+        found.append(f"FP8 KV cache requires {hopper}")
+    if name == "FLASHINFER" and asked.dtype == "nvfp4" and asked.version >= _NVFP4_EVERYWHERE:
+        fa2 = asked.major in (8, 9, 12)
+        if fa2 and asked.head == 64:
+            found.append("fa2 prefill misreads an NVFP4 KV cache at head_size 64")
+        elif fa2 and asked.sink:
+            found.append("the sink prefill wrapper cannot read an NVFP4 KV cache")
+    return found
+
+
+def _plain_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
+    """The first kernel that the engine has no objection to, for the model's first layer; its refusal for any layer."""
+    assert request.compute_capability is not None
+    major = request.compute_capability[0]
+    order = ("FLASHINFER", "FLASH_ATTN", *_PLAIN_ORDER[2:]) if major == 10 else _PLAIN_ORDER
+    sink, dcp = model.family == "gpt_oss", request.decode_context_parallel_size
+    taken: list[Backend] = []
+    for head, window in dict.fromkeys(_plain_layers(model)):
+        asked = _Plain(dialect.version, major, dtype, head, request.block_size, window, sink, dcp)
+        refused = [(name, _plain_objections(name, asked)) for name in order]
+        fitting = [name for name, objections in refused if not objections]
+        if not fitting:
+            raise EngineRefusal(
+                texts.no_backend(
+                    dialect,
+                    head,
+                    dtype,
+                    request.block_size,
+                    refused,
+                    has_sink=sink,
+                    has_sliding_window=window,
+                    use_dcp=dcp > 1,
+                )
+            )
+        taken.append(BACKENDS[fitting[0]])
+    return taken[0]
+
+
+def _plain_layers(model: Model) -> list[tuple[int, bool]]:
+    """Elements of a head, and whether there is a window, of the layers with K and V heads."""
+    caches = [cache for layer in model.layers for cache in layer if cache.kind in (FULL, SLIDING, CHUNKED)]
+    return [(cache.key, cache.kind == SLIDING) for cache in caches]
+
+
+def _judges_plain(request: Request, model: Model, dialect: Dialect) -> bool:
+    """Whether it is known which kernels for K and V heads are tried: since 0.30, for the usual shapes of heads."""
+    named = request.device == "cuda" and request.compute_capability is not None and dialect.version >= (0, 30)
+    heads = [cache for layer in model.layers for cache in layer if cache.key]
+    usual = all(cache.kind in (FULL, SLIDING, CHUNKED) and cache.key == cache.value <= 256 for cache in heads)
+    return named and not model.mla and bool(heads) and usual
 
 
 def _sparse_backend(request: Request, dialect: Dialect) -> str:
@@ -348,6 +492,8 @@ def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
         return BACKENDS[_sparse_backend(request, dialect)]
     if model.mla:
         return BACKENDS["TRITON_MLA"]
+    if _judges_plain(request, model, dialect):
+        return _plain_backend(request, model, dialect, dtype)
     if "per_token_head" in dtype:
         return BACKENDS["TRITON_ATTN"]
     if dtype == "nvfp4" or request.compute_capability is not None and request.compute_capability[0] == 10:

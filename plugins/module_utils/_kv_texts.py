@@ -315,20 +315,18 @@ def no_backend(
     head_size: int,
     dtype: str,
     block_size: int | None,
-    sparse: bool,
-    context_parallel: bool,
     refused: Sequence[tuple[str, Sequence[str]]],
+    **traits: bool,
 ) -> str:
-    """No attention kernel runs this MLA model on this GPU; refused: every kernel that was tried and what it lacks."""
+    """No attention kernel runs this layer on this GPU; refused: every kernel that was tried and what it lacks; traits:
+    what is true of the layer, by the engine's names."""
     said: dict[str, object] = {
         "head_size": head_size,
         "dtype": "torch.bfloat16",
         "kv_cache_dtype": dtype,
         "block_size": block_size,
-        "use_mla": True,
-        "use_sparse": sparse,
         "attn_type": "AttentionType.DECODER" if dialect.version >= (0, 20) else "decoder",
-        "use_dcp": context_parallel,
+        **traits,
     }
     layer = ", ".join(f"{name}={said.get(name, False)}" for name, since in _SELECTION if dialect.version >= since)
     reasons = ", ".join(f"{name}: [{', '.join(words)}]" for name, words in refused)

@@ -364,6 +364,58 @@ def test_no_kernel_by_version(engine: str, capability: str, more: dict[str, t.An
     assert str(refusal.value) == f"No valid attention backend found for cuda with AttentionSelectorConfig({words}"
 
 
+GROUPED = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "capability", "dtype", "kernel"),
+    [
+        ("0.33.0", GROUPED, "9.0", "auto", "FLASH_ATTN"),
+        ("0.33.0", GROUPED, "9.0", "fp8", "FLASH_ATTN"),
+        # FlashAttention reads fp8 on SM90 and SM100 only, FlashInfer fp8_e5m2 too, and few sizes of heads.
+        ("0.33.0", GROUPED, "12.1", "fp8", "FLASHINFER"),
+        ("0.33.0", GROUPED, "9.0", "fp8_e5m2", "FLASHINFER"),
+        ("0.33.0", {**GROUPED, "head_dim": 80}, "12.1", "fp8", "TRITON_ATTN"),
+        ("0.33.0", {**GROUPED, "head_dim": 80}, "10.0", "fp8", "FLASH_ATTN"),
+        ("0.33.0", GROUPED, "10.0", "auto", "FLASHINFER"),
+        ("0.33.0", GROUPED, "12.1", "nvfp4", "FLASHINFER"),
+        ("0.30.0", GROUPED, "10.0", "nvfp4", "FLASHINFER"),
+        ("0.30.0", GROUPED, "12.1", "int8_per_token_head", "TRITON_ATTN"),
+    ],
+)
+def test_kernels_of_grouped_heads(
+    engine: str, model: dict[str, t.Any], capability: str, dtype: str, kernel: str
+) -> None:
+    """K and V heads by version, as the classes of each answered."""
+    asked = {"config": model, "engine": engine, "compute_capability": capability, "kv_cache_dtype": dtype}
+    geometry = build_geometry(parse_request({**asked, "tensor_parallel_size": 4, "max_model_len": 64}))
+    assert geometry.backend.name == kernel
+
+
+def test_no_kernel_for_grouped_heads() -> None:
+    """The 0.30 classes about NVFP4 on a GB10, which they read on SM100 only."""
+    asked = {"config": GROUPED, "engine": "0.30.0", "compute_capability": "12.1", "kv_cache_dtype": "nvfp4"}
+    with pytest.raises(EngineRefusal) as refusal:
+        build_geometry(parse_request({**asked, "tensor_parallel_size": 4, "max_model_len": 64}))
+    assert str(refusal.value) == (
+        "No valid attention backend found for cuda with AttentionSelectorConfig(head_size=128, dtype=torch.bfloat16, "
+        "kv_cache_dtype=nvfp4, block_size=None, use_mla=False, has_sink=False, use_sparse=False, use_mm_prefix=False, "
+        "use_per_head_quant_scales=False, attn_type=AttentionType.DECODER, has_sliding_window=False, "
+        "use_non_causal=False, use_batch_invariant=False, use_kv_connector=False, use_adaptive_verification=False, "
+        "use_pcp=False, use_dcp=False, use_rswa=False). Reasons: {FLASH_ATTN: [kv_cache_dtype not supported, FP8 KV "
+        "cache requires FA3 on SM90 or FA4 on SM100], FLASHINFER: [kv_cache_dtype not supported], TRITON_ATTN: "
+        "[kv_cache_dtype not supported], FLEX_ATTENTION: [kv_cache_dtype not supported], TURBOQUANT: [kv_cache_dtype "
+        "not supported]}."
+    )
+
+
 def test_a_kernel_by_name_that_does_not_run() -> None:
     """The 0.32 classes about FlashInfer's sparse kernel on a GB10."""
     asked = {"config": GLM, "compute_capability": "12.1", "attention_backend": "FLASHINFER_MLA_SPARSE"}
