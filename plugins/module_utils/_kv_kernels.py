@@ -282,11 +282,19 @@ def _objections(name: str, asked: _Asked, block_size: int | None, dialect: Diale
     return found if reason is None else [*found, reason]
 
 
+def _capability(request: Request) -> tuple[int, int]:
+    """The GPU that kernels are chosen for; nothing is chosen by name without one."""
+    if request.compute_capability is None:
+        raise ValueError("compute_capability is not given: without it no kernel can be named")
+    return request.compute_capability
+
+
 def _asked_kernel(request: Request, model: Model, dialect: Dialect, dtype: str) -> _Asked:
-    assert request.compute_capability is not None and model.latent is not None
+    if model.latent is None:
+        raise ValueError(f"{model.family} has no latent attention, whose kernels were asked for")
     return _Asked(
         version=dialect.version,
-        capability=request.compute_capability,
+        capability=_capability(request),
         dtype=dtype,
         sparse=model.sparse,
         width=next(cache.key for layer in model.layers for cache in layer if cache.kind == MLA),
@@ -408,8 +416,7 @@ def _plain_objections(name: str, asked: _Plain) -> list[str]:
 
 def _plain_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
     """The first kernel that the engine has no objection to, for the model's first layer; its refusal for any layer."""
-    assert request.compute_capability is not None
-    major = request.compute_capability[0]
+    major = _capability(request)[0]
     order = ("FLASHINFER", "FLASH_ATTN", *_PLAIN_ORDER[2:]) if major == 10 else _PLAIN_ORDER
     sink, dcp = model.family == "gpt_oss", request.decode_context_parallel_size
     taken: list[Backend] = []
