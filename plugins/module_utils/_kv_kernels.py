@@ -11,7 +11,7 @@ this collection.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
@@ -438,7 +438,17 @@ def _plain_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
                 )
             )
         taken.append(BACKENDS[fitting[0]])
-    return taken[0]
+    backend = taken[0]
+    if backend.name == "FLASHINFER" and major == 10 and _shares_heads(request, model):
+        # The kernels of SM100 run larger pages where query heads share a K and V head.
+        return replace(backend, fixed=(*backend.fixed, 128, 256, 512, 1024))
+    return backend
+
+
+def _shares_heads(request: Request, model: Model) -> bool:
+    tp = request.tensor_parallel_size
+    heads = max(1, model.kv_heads // tp)
+    return model.query_heads // tp // heads > 1
 
 
 def _plain_layers(model: Model) -> list[tuple[int, bool]]:

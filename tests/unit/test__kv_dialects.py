@@ -399,6 +399,21 @@ def test_kernels_of_grouped_heads(
     assert geometry.backend.name == kernel
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "kv_heads", "sizes"),
+    [
+        ("10.0", "auto", 8, (16, 32, 64, 128, 256, 512, 1024)),
+        ("10.0", "auto", 32, (16, 32, 64)),
+        ("12.1", "fp8", 8, (16, 32, 64)),
+    ],
+)
+def test_pages_of_flashinfer(capability: str, dtype: str, kv_heads: int, sizes: tuple[int, ...]) -> None:
+    """What 0.33's class says of its pages: larger ones on SM100 where query heads share a K and V head."""
+    asked = {"config": {**GROUPED, "num_key_value_heads": kv_heads}, "engine": "0.33.0", "kv_cache_dtype": dtype}
+    geometry = build_geometry(parse_request({**asked, "compute_capability": capability, "max_model_len": 64}))
+    assert (geometry.backend.name, geometry.backend.fixed) == ("FLASHINFER", sizes)
+
+
 def test_no_kernel_for_grouped_heads() -> None:
     """The 0.30 classes about NVFP4 on a GB10, which they read on SM100 only."""
     asked = {"config": GROUPED, "engine": "0.30.0", "compute_capability": "12.1", "kv_cache_dtype": "nvfp4"}
