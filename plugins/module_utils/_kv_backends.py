@@ -192,8 +192,7 @@ def strides(cache: Cache, backend: Backend, size: int, dtype: str, request: Requ
     """
     if cache.kind == INDEXER:
         return 1, _INDEXER_BLOCK
-    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
-    if backend.packed_rows and dtype in ROW_BYTES and not blackwell:
+    if backend.packed_rows and dtype in ROW_BYTES and not request.blackwell:
         return 1, backend.packed_rows
     if backend.row_page:
         return backend.row_page * size, 0
@@ -207,8 +206,7 @@ def row_stride(cache: Cache, backend: Backend, size: int, dtype: str, request: R
     """
     if cache.kind != MLA:
         return 1
-    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
-    flat = backend.name == "FLASHMLA_SPARSE" and (dtype not in ROW_BYTES or blackwell)
+    flat = backend.name == "FLASHMLA_SPARSE" and (dtype not in ROW_BYTES or request.blackwell)
     return size if flat or backend.name == "FLASHINFER_MLA_SPARSE" else 1
 
 
@@ -220,8 +218,7 @@ def layouts_of(backend: Backend, attends: bool, request: Request) -> tuple[str, 
     """The layouts that a rank says it can run. attends: it has layers of the backend."""
     if not attends:
         return _EVERY_LAYOUT
-    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
-    if backend.name == "FLASHINFER" and blackwell:
+    if backend.name == "FLASHINFER" and request.blackwell:
         return ("LBHNC", "BLHNC")
     return backend.layouts or _EVERY_LAYOUT
 

@@ -513,7 +513,7 @@ def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
         return _plain_backend(request, model, dialect, dtype)
     if "per_token_head" in dtype:
         return BACKENDS["TRITON_ATTN"]
-    if dtype == "nvfp4" or request.compute_capability is not None and request.compute_capability[0] == 10:
+    if dtype == "nvfp4" or request.blackwell:
         return BACKENDS["FLASHINFER"]
     return BACKENDS["FLASH_ATTN"]
 
@@ -552,8 +552,7 @@ def asked_dtype(request: Request, model: Model, dialect: Dialect) -> str:
         if dtype.startswith("fp8") and dialect.version < (0, 20):
             return "fp8_ds_mla"
         return "auto" if dtype == "bfloat16" else dtype
-    blackwell = request.compute_capability is not None and request.compute_capability[0] == 10
-    wants = blackwell and model.family == "glm_moe_dsa" and dialect.version >= _GLM_WANTS_FP8
+    wants = request.blackwell and model.family == "glm_moe_dsa" and dialect.version >= _GLM_WANTS_FP8
     return "fp8_e4m3" if dtype == "auto" and wants else dtype
 
 

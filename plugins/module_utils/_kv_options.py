@@ -91,6 +91,11 @@ class Request:
         """Ranks of the engine: pipeline stages times tensor-parallel ranks."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
+    @property
+    def blackwell(self) -> bool:
+        """Whether the GPU is known to be one of SM100 or SM103, whose kernels differ from all others'."""
+        return self.compute_capability is not None and self.compute_capability[0] == 10
+
 
 def _fail(name: str, value: object, rule: str) -> ValueError:
     return ValueError(f"{name}: {value!r} is not allowed; {rule}")
