@@ -78,7 +78,8 @@ class BenchLab:
 
     def bare(self, count: int) -> None:
         """*count* nodes that nobody has touched yet, with the checkpoints on them."""
-        self.remove()
+        # A run that was killed may have left some.
+        self._clear()
         self.count = count
         say(f"making bare nodes: {count}")
         self._run(sys.executable, "-m", "lab.nodes", "up")
@@ -103,7 +104,11 @@ class BenchLab:
         return found
 
     def remove(self) -> None:
-        """Take the nodes away, and their network."""
+        """Take the nodes away, and their network; parts that need no node have made none."""
+        if self.count:
+            self._clear()
+
+    def _clear(self) -> None:
         self.count, self.serves = 0, False
         self._run(sys.executable, "-m", "lab.nodes", "down")
         subprocess.run(as_root(["ip", "netns", "delete", f"sparkrig-{NAME}"]), check=True)
