@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import select
 import socket
 import threading
 import time
@@ -31,6 +32,8 @@ _GREETING_S = 60.0
 _STALL_S = 180.0
 # A sender to whom nobody comes any more ends, so that its port is free for the next run.
 _IDLE_S = 120.0
+# How often the sender looks at the time while nothing happens.
+_LOOK_S = 1.0
 # What a receiver says after the token: that it wants the tree, or that it has it already.
 _WANTS = b"+"
 _HAS_IT = b"-"
@@ -75,24 +78,33 @@ def serve(tree: Path, address: str, port: int, token: str, receivers: int, timeo
     done: list[bool] = []
     threads: list[threading.Thread] = []
     ends = time.monotonic() + timeout_s
+    # One byte for each connection that has ended: the last one is not waited for longer than it takes.
+    ended, end = socket.socketpair()
 
     def one(connection: socket.socket) -> None:
         with suppress(OSError, TreeError):
             done.append(_send(connection, tree, token))
+        # After the time nobody listens any more.
+        with suppress(OSError):
+            end.send(b".")
 
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+    with ended, end, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address, port))
         except OSError as exc:
             raise TreeError(f"{address}:{port} cannot be listened on ({exc.strerror}): set runtime_relay_port") from exc
         listener.listen(receivers + 2)
-        listener.settimeout(1.0)
+        listener.setblocking(False)
         last = time.monotonic()
         while done.count(True) < receivers and time.monotonic() < min(ends, last + _IDLE_S):
             if any(thread.is_alive() for thread in threads):
                 last = time.monotonic()
-            with suppress(socket.timeout):
+            ready, _writable, _broken = select.select([listener, ended], [], [], _LOOK_S)
+            if ended in ready:
+                ended.recv(receivers + 1)
+            # Who knocked may have gone again.
+            with suppress(BlockingIOError, ConnectionAbortedError):
                 connection, _peer = listener.accept()
                 last = time.monotonic()
                 threads.append(threading.Thread(target=one, args=(connection,), daemon=True))

@@ -71,6 +71,16 @@ def test_several_nodes_take_the_same_tree(made: Made, sender: Layout, tmp_path: 
     assert relay.end() == 3
 
 
+def test_the_sender_ends_with_the_last_receiver(
+    made: Made, sender: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_runtime_relay, "_LOOK_S", 3600.0)
+    relay = Served(sender.tree(made.digest), 1, timeout_s=7200.0)
+    layout = Layout(tmp_path / "node", tmp_path / "node.json")
+    install(layout, lambda: receive("127.0.0.1", relay.port, TOKEN, 5.0), made.digest, made.tree_sha256)
+    assert relay.end() == 1
+
+
 def test_who_does_not_know_the_token_gets_nothing(made: Made, sender: Layout, tmp_path: Path) -> None:
     relay = Served(sender.tree(made.digest), 1)
     layout = Layout(tmp_path / "node", tmp_path / "node.json")
