@@ -19,6 +19,7 @@ description:
   - Starts no driver and no job. Changes nothing and never fails because of what it finds. RV(ok) and RV(problems) tell.
 extends_documentation_fragment:
   - sparkrig.serving._attributes
+  - sparkrig.serving._ray_cluster.options
 attributes:
   check_mode:
     support: full
@@ -27,18 +28,6 @@ attributes:
   idempotent:
     support: full
 options:
-  address:
-    description: Address and port of the head's GCS.
-    type: str
-    required: true
-  nodes:
-    description: Host names and the addresses that their Ray nodes must have.
-    type: dict
-    required: true
-  python:
-    description: An interpreter that can import ray.
-    type: path
-    default: /opt/sparkrig/current/bin/python
   token_file:
     description:
       - The environment file with the secret that processes of the cluster show to each other.

@@ -17,6 +17,7 @@ description:
   - Changes nothing. M(sparkrig.serving.wait_for_state) asks it again and again until it says RV(ready).
 extends_documentation_fragment:
   - sparkrig.serving._attributes
+  - sparkrig.serving._ray_cluster
 attributes:
   check_mode:
     support: full
@@ -38,20 +39,6 @@ options:
     type: path
   ray:
     description: A Ray cluster that must be complete.
-    type: dict
-    suboptions:
-      address:
-        description: Address and port of the head's GCS.
-        type: str
-        required: true
-      nodes:
-        description: Host names and the addresses that their Ray nodes must have.
-        type: dict
-        required: true
-      python:
-        description: An interpreter that can import ray.
-        type: path
-        default: /opt/sparkrig/current/bin/python
   ports:
     description:
       - Addresses and ports as C(ADDRESS:PORT). What listens there and is not the rig's is told in RV(ports_taken).

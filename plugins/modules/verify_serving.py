@@ -18,6 +18,7 @@ description:
 extends_documentation_fragment:
   - sparkrig.serving._attributes
   - sparkrig.serving._engine_api
+  - sparkrig.serving._ray_cluster
 attributes:
   check_mode:
     support: full
@@ -66,20 +67,6 @@ options:
     default: false
   ray:
     description: The Ray cluster that must be complete. Left out, it is read from O(ray_file).
-    type: dict
-    suboptions:
-      address:
-        description: Address and port of the head's GCS.
-        type: str
-        required: true
-      nodes:
-        description: Host names and the addresses that their Ray nodes must have.
-        type: dict
-        required: true
-      python:
-        description: An interpreter that can import ray.
-        type: path
-        default: /opt/sparkrig/current/bin/python
   ray_file:
     description:
       - Where the cluster was written on the head when it was set up. Without the file its nodes are not looked at.
