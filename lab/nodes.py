@@ -104,6 +104,17 @@ def links() -> list[str]:
     return [link["ifname"] for link in json.loads(run(["ip", "-json", "link", "show"]).stdout)]
 
 
+def namespace() -> str:
+    """The name of the network namespace that this runs in, as ``lab/beside.sh`` made it; the first lab has none."""
+    return f"sparkrig-{lab_name()}" if lab_name() else ""
+
+
+def ensure_namespace() -> None:
+    """Give it its name again, after ``down`` in the same command has taken that away."""
+    if namespace() and not Path("/run/netns", namespace()).exists():
+        run(["ip", "netns", "attach", namespace(), str(os.getpid())])
+
+
 def ensure_bridges(nodes: list[Node]) -> None:
     """Make the bridges and give this machine an address on the management bridge."""
     for name in bridges(len(nodes[0].rails)):
@@ -244,6 +255,7 @@ def up() -> None:
     nodes = read_nodes()
     image = ensure_image()
     key = ensure_key()
+    ensure_namespace()
     ensure_bridges(nodes)
     runtime = runtime_options()
     for node in nodes:
@@ -262,7 +274,7 @@ def close_connections() -> None:
 
 
 def down() -> None:
-    """Remove every container, link and bridge of the lab, its key and its known hosts."""
+    """Remove every container, link and bridge of the lab, its network namespace, its key and its known hosts."""
     close_connections()
     if shutil.which("podman", path="/usr/bin:/usr/local/bin") is not None:
         listed = run(["podman", "ps", "--all", "--quiet", "--filter", f"label={LABEL}"]).stdout.decode().split()
@@ -272,6 +284,9 @@ def down() -> None:
     for name in links():
         if re.fullmatch(r"sr[0-9]+-[0-9]|sparkrig[0-9]", name):
             run(["ip", "link", "delete", name], check=False)
+    if namespace():
+        # It lives on until this command ends, but nobody finds it any more.
+        run(["ip", "netns", "delete", namespace()], check=False)
     shutil.rmtree(state_dir())
     say("nothing of the lab is left but its cache")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from lab.common import LabError, as_root, say
+from lab.common import LabError, say
 
 PROJECT = Path(__file__).resolve().parents[2]
 BUILD = PROJECT / "build" / "bench"
@@ -104,11 +104,10 @@ class BenchLab:
         return found
 
     def remove(self) -> None:
-        """Take the nodes away, and their network; parts that need no node have made none."""
+        """Take the nodes away; parts that need no node have made none."""
         if self.count:
             self._clear()
 
     def _clear(self) -> None:
         self.count, self.serves = 0, False
         self._run(sys.executable, "-m", "lab.nodes", "down")
-        subprocess.run(as_root(["ip", "netns", "delete", f"sparkrig-{NAME}"]), check=True)

@@ -3,10 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import subprocess
 import typing as t
+from pathlib import Path
 
 import pytest
 
+from lab import nodes
 from lab.common import LabError
 from lab.image import customize_script, recipe_digest
 from lab.nodes import Node, bridges, nodes_of
@@ -24,14 +27,14 @@ def inventory(**hosts: dict[str, t.Any]) -> dict[str, t.Any]:
 
 def test_nodes_come_in_the_order_of_the_inventory() -> None:
     rails = {"enp1s0f0np0": "10.0.1.1/24", "enP2p1s0f0np0": "10.0.2.1/24"}
-    nodes = nodes_of(
+    found = nodes_of(
         inventory(
             b={"ansible_host": "10.0.0.2", "fabric_addresses": rails},
             a={"ansible_host": "10.0.0.1", "fabric_addresses": rails},
         )
     )
-    assert nodes[0] == Node("b", 1, "10.0.0.2", ("enp1s0f0np0", "enP2p1s0f0np0"), 4 * 2**30, 2**30)
-    assert [(node.container, node.index) for node in nodes] == [("sparkrig-b", 1), ("sparkrig-a", 2)]
+    assert found[0] == Node("b", 1, "10.0.0.2", ("enp1s0f0np0", "enP2p1s0f0np0"), 4 * 2**30, 2**30)
+    assert [(node.container, node.index) for node in found] == [("sparkrig-b", 1), ("sparkrig-a", 2)]
 
 
 @pytest.mark.parametrize("values", [{"ansible_host": "10.0.0.1"}, {"fabric_addresses": {"e": "10.0.1.1/24"}}])
@@ -42,6 +45,21 @@ def test_a_node_without_links_is_refused(values: dict[str, t.Any]) -> None:
 
 def test_one_bridge_for_management_and_one_for_each_rail() -> None:
     assert bridges(2) == ["sparkrig0", "sparkrig1", "sparkrig2"]
+
+
+def test_a_lab_beside_the_first_leaves_no_network_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[list[str]] = []
+
+    def run(argv: list[str], **_options: object) -> subprocess.CompletedProcess[bytes]:
+        ran.append(argv)
+        return subprocess.CompletedProcess(argv, 0, b"[]" if "-json" in argv else b"", b"")
+
+    monkeypatch.setattr(nodes, "run", run)
+    monkeypatch.setenv("SPARKRIG_CACHE", str(tmp_path))
+    for name, deleted in (("", False), ("mine", True)):
+        monkeypatch.setenv("SPARKRIG_LAB", name)
+        nodes.down()
+        assert (["ip", "netns", "delete", "sparkrig-mine"] in ran) is deleted
 
 
 def test_the_image_is_keyed_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
