@@ -75,7 +75,10 @@ class _Teller(threading.Thread):
 
 
 def _work_apart(folder: str, descriptor: int, work: Work) -> None:
-    """Do the work in a grandchild with a session of its own; returns in the caller only."""
+    """Do the work in a grandchild with a session of its own; returns in the caller only.
+
+    The caller is a module, which has no other thread: a lock that one held would stay locked in the child for ever.
+    """
     child = os.fork()
     if child:
         os.waitpid(child, 0)

@@ -9,6 +9,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import typing as t
@@ -259,6 +261,32 @@ def test_progress_is_told_inside_a_file(
     assert second["done"]
     assert second["actions"] == [f"{folder}/b: hashed", f"{folder}: as it was hashed, 2 of 2 files"]
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_FILE, "a", "b"]
+
+
+# As on a node, where Python warns of a fork beside threads since 3.12; the process of the tests has some.
+ALONE = """
+import os, sys
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_manifest
+fork, threads = os.fork, []
+def counted():
+    threads.append(len(os.listdir("/proc/self/task")))
+    return fork()
+os.fork = counted
+try:
+    with patch_module_args({"folders": [sys.argv[1]]}):
+        checkpoint_manifest.main()
+finally:
+    assert threads == [1], threads
+"""
+
+
+def test_a_module_forks_before_it_has_threads(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", ALONE, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["done"]
 
 
 def test_hashing_that_was_killed_is_continued(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
