@@ -13,7 +13,7 @@ VENV := $(SPARKRIG_CACHE)/venv/$(shell { cat requirements.txt; python3 --version
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 COLLECTION := .collections/ansible_collections/sparkrig/serving
-PYTHON_FOLDERS := lab tests/unit tests/oracle tests/wheels tests/bench tests/gates tests/fixtures docs
+PYTHON_FOLDERS := lab tests/unit tests/oracle tests/wheels tests/bench tests/gates tests/commands tests/fixtures docs
 
 .PHONY: help
 help: ## Show what can be made
@@ -190,6 +190,10 @@ long: ## What is too long for `make test`: builds from source, and the long scen
 	@$(MAKE) --no-print-directory wheels
 	@$(MAKE) --no-print-directory bare BARE="$(BARE_LONG)"
 	@$(MAKE) --no-print-directory serving SERVING="$(SERVING_LONG)"
+
+.PHONY: commands
+commands: build ## README and pages, typed in a fresh clone with a lab of its own; ONLY="not bench" leaves out the longest
+	pytest -v -s tests/commands $(if $(ONLY),-k "$(ONLY)")
 
 .PHONY: faults
 faults: demo ## Every fault on a lab that serves, a table of how each one ended, two controllers, Ctrl-C in every role

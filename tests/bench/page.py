@@ -274,7 +274,7 @@ def page(documents: Mapping[str, Mapping[str, t.Any]]) -> tuple[str, dict[str, s
         "",
         "Everything on this page was measured by one command, which also wrote it:",
         "",
-        "<!-- needs: a lab of its own -->",
+        "<!-- run: clone -->",
         "```sh",
         "make bench",
         "```",

@@ -16,12 +16,30 @@ import pytest
 import yaml
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_node import fit
-from docs.commands import OWN_LAB, PAGES, PROJECT, SPARKS, UNIT, commands, execute, make_workplace, marked
+from docs.commands import (
+    CLONE,
+    CLONE_FAILS,
+    PAGES,
+    PROJECT,
+    SPARKS,
+    UNIT,
+    Change,
+    Command,
+    commands,
+    execute,
+    make_rules,
+    make_workplace,
+    marked,
+    of_ci,
+    said_only,
+    walk,
+)
+from tests.commands.outcomes import outcome_of
 from tests.fixtures.glm52 import question
 
 PLAYBOOKS = {path.stem for path in (PROJECT / "playbooks").glob("*.yml")}
 SCENARIOS = {path.parent.name for path in (PROJECT / "molecule").glob("*/molecule.yml")}
-MAKE_TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+MAKE_TARGETS = set(make_rules())
 # Files of tests that run playbooks on nodes, or build a runtime.
 ON_NODES = [*(PROJECT / "molecule").glob("*/tests/test_*.py"), *(PROJECT / "lab").glob("*.py")]
 
@@ -37,10 +55,11 @@ def test_every_command_exists_and_somebody_runs_it(page: Path) -> None:
             inventories = [words[number + 1] for number, word in enumerate(words) if word == "-i"]
             assert all((PROJECT / inventory).is_dir() for inventory in inventories), command
         elif words[0] == "pytest":
-            assert all((PROJECT / path).exists() for path in words[1:]), command
+            paths = [word for word in words[1:] if "/" in word]
+            assert paths and all((PROJECT / path).exists() for path in paths), command
         else:
             assert words[0] in {"curl", "ansible-galaxy", "lab/beside.sh", "source", "case"}, command
-        assert command.mark in {UNIT, OWN_LAB, SPARKS, *(f"run: {name}" for name in SCENARIOS)}, command
+        assert command.mark in {UNIT, CLONE, CLONE_FAILS, SPARKS, *(f"run: {name}" for name in SCENARIOS)}, command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
@@ -57,6 +76,35 @@ def test_a_scenario_runs_the_commands_that_are_marked_with_its_name() -> None:
         if marked(f"run: {name}"):
             text = (PROJECT / "molecule" / name / "tests" / "test_commands.py").read_text(encoding="utf-8")
             assert f'marked("run: {name}")' in text
+
+
+def test_make_commands_types_what_is_marked_for_a_clone() -> None:
+    """All that is marked so, but what CI types by itself, and each with what has to come out of it."""
+    typed = [step for page in PAGES for step in walk(page) if isinstance(step, Command)]
+    assert {step.text for step in typed} | {of_ci()} == {each.text for each in marked(CLONE) + marked(CLONE_FAILS)}
+    for step in typed:
+        assert step.mark == CLONE_FAILS or outcome_of(step.text) is not None, step
+    for target in said_only():
+        assert outcome_of(f"make {target}") is not None
+    assert "pytest -v -s tests/commands" in make_rules()["commands"]
+    text = (PROJECT / "tests" / "commands" / "test_clone.py").read_text(encoding="utf-8")
+    assert "walk(page) for page in PAGES" in text and "in said_only()" in text
+
+
+def test_the_changes_that_a_page_tells_to_make_can_be_made() -> None:
+    for change in (step for page in PAGES for step in walk(page) if isinstance(step, Change)):
+        look = ["git", "apply", "--check", "-"]
+        done = subprocess.run(look, input=change.text, cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{change.page.name}:{change.line}: {done.stderr}"
+
+
+def test_a_playbook_that_a_sentence_names_runs_on_nodes_or_without() -> None:
+    run = {"site", *(command.playbook for command in marked(UNIT))}
+    for path in ON_NODES:
+        run |= set(re.findall(r'"(?:sparkrig\.serving\.)?(\w+)(?:\.yml)?"', path.read_text(encoding="utf-8")))
+    for page in PAGES:
+        said = re.findall(r"`ansible-playbook (?:sparkrig\.serving\.)?(\w+)", page.read_text(encoding="utf-8"))
+        assert set(said) <= run & PLAYBOOKS, page
 
 
 def test_what_needs_sparks_runs_on_the_lab_as_well() -> None:
