@@ -28,6 +28,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,8 +156,19 @@ def walk(page: Path) -> list[Command | Change]:
 
 
 def make_workplace(folder: Path) -> None:
-    """A copy of the checkout without its tests, so that what a command writes is not written into the checkout."""
-    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "molecule", "tests"))
+    """A copy of the checkout without its tests, so that what a command writes is not written into the checkout.
+
+    Another run may write in the checkout or take away what is there: only what git does not ignore is copied, and what
+    is gone by then, as the plots that `make bench` draws anew, is left out.
+    """
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if not name.startswith((".", "molecule/", "tests/")):
+            copy = folder / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                shutil.copy2(PROJECT / name, copy)
     link = folder / ".collections" / "ansible_collections" / "sparkrig" / "serving"
     link.parent.mkdir(parents=True)
     link.symlink_to(folder)

@@ -114,6 +114,22 @@ def test_what_needs_sparks_runs_on_the_lab_as_well() -> None:
     assert {command.playbook for command in marked(SPARKS) if command.playbook} <= run
 
 
+def test_a_workplace_is_made_while_others_write_in_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, workplace = tmp_path / "checkout", tmp_path / "serving"
+    for name in ("README.md", "gone.svg", "new.md", "fit/fit.html", "tests/test_x.py", ".ci/run"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(name, encoding="utf-8")
+    (checkout / ".gitignore").write_text("/fit/\n", encoding="utf-8")
+    for words in (["init", "--quiet"], ["add", "--", "README.md", "gone.svg", "tests", ".ci", ".gitignore"]):
+        subprocess.run(["git", *words], cwd=checkout, check=True)
+    (checkout / "gone.svg").unlink()
+    monkeypatch.setattr("docs.commands.PROJECT", checkout)
+    make_workplace(workplace)
+    assert sorted(path.name for path in workplace.rglob("*") if path.is_file()) == ["README.md", "new.md"]
+
+
 @pytest.mark.slow
 def test_what_needs_sparks_is_parsed(tmp_path: Path) -> None:
     workplace = tmp_path / "serving"
