@@ -13,7 +13,7 @@ VENV := $(SPARKRIG_CACHE)/venv/$(shell { cat requirements.txt; python3 --version
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 COLLECTION := .collections/ansible_collections/sparkrig/serving
-PYTHON_FOLDERS := lab tests/unit tests/oracle tests/wheels tests/bench tests/gates tests/commands tests/fixtures docs
+PYTHON_FOLDERS := lab inventory/lab tests/unit tests/oracle tests/wheels tests/bench tests/gates tests/commands tests/fixtures docs
 
 .PHONY: help
 help: ## Show what can be made

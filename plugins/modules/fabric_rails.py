@@ -158,9 +158,16 @@ options:
     type: str
     default: this node
   peers:
-    description: The other nodes for O(state=verified), each with its rails, a dict of interface to address.
+    description:
+      - The other nodes for O(state=verified) and O(prove), each with its rails, a dict of interface to address.
     type: dict
     default: {}
+  prove:
+    description:
+      - With O(state=present), whether rails that need no change are proved at once as with O(state=verified). A peer
+        that does not answer is no failure then; RV(proved) tells.
+    type: bool
+    default: false
   journal:
     description: The file that records what was found. It is written before the change.
     type: path
@@ -202,6 +209,10 @@ actions:
     - enp1s0f0np0 gets 10.98.1.11/24 and MTU 9000.
 rdma:
   description: Whether NCCL has RDMA devices to use on these rails.
+  returned: when O(state=present)
+  type: bool
+proved:
+  description: Whether O(prove) has found that every peer answers; what it says is in RV(actions).
   returned: when O(state=present)
   type: bool
 host_ip:
@@ -672,9 +683,17 @@ def present(module: AnsibleModule, node: Node) -> dict[str, t.Any]:
         "actions": actions,
         "diff": diff,
         "rdma": bool(rdma),
+        "proved": False,
         **described(rails, mtu, host[1]),
     }
-    if module.check_mode or (not changed and not pending_now(module)):
+    if module.check_mode:
+        return result
+    if not changed and not pending_now(module):
+        if params["prove"]:
+            pairs = asked(module, rails)
+            # A peer may be in the middle of its own change: what is not so yet is for the proof afterwards to say.
+            if not prove(module, node, rails, pairs):
+                result = {**result, "proved": True, "actions": [*actions, *answers(module, pairs)]}
         return result
 
     way = way_to(node, client) if apply and client else ""
@@ -801,18 +820,21 @@ def absent(module: AnsibleModule, node: Node) -> dict[str, t.Any]:
     return {"changed": True, "actions": actions, "diff": diff}
 
 
-def verified(module: AnsibleModule, node: Node) -> dict[str, t.Any]:
-    rails = wanted_rails(module)
-    payload = module.params["mtu"] - PING_OVERHEAD_BYTES
+def asked(module: AnsibleModule, rails: t.Sequence[Rail]) -> list[tuple[str, Rail, Rail]]:
+    """Who is sent a packet over which rail: the peer, our end and theirs."""
     peers = module.params["peers"]
     wrong = [f"{host}: {problem}" for host, rails_there in peers.items() for problem in rail_problems(rails_there)]
     if wrong:
         raise ValueError(" ".join(wrong))
-    result = {"changed": False, "diff": [], **described(rails, module.params["mtu"])}
-    pairs = peer_rails(rails, peers)
-    if module.check_mode:
-        return {**result, "actions": [f"{len(pairs)} packets of {payload} bytes would be sent."]}
-    missing: list[tuple[str, Rail, Rail]] = pairs
+    return peer_rails(rails, peers)
+
+
+def prove(
+    module: AnsibleModule, node: Node, rails: t.Sequence[Rail], pairs: t.Sequence[tuple[str, Rail, Rail]]
+) -> list[str]:
+    """Send full packets to all of *pairs*; the result is a sentence for each thing that is not as it must be."""
+    payload = module.params["mtu"] - PING_OVERHEAD_BYTES
+    missing = pairs
     said = ""
     for _round in range(PING_ROUNDS if pairs else 0):
         heard, said = ping(node, missing, payload)
@@ -832,16 +854,33 @@ def verified(module: AnsibleModule, node: Node) -> dict[str, t.Any]:
             )
             for host, own, their in missing
         ]
-    if sentences:
-        module.fail_json(msg="\n".join([*sentences, *taken_back(module, node)]), actions=sentences)
-    lines = [
+    return sentences
+
+
+def answers(module: AnsibleModule, pairs: t.Sequence[tuple[str, Rail, Rail]]) -> list[str]:
+    """What is said of a proof that went well."""
+    payload = module.params["mtu"] - PING_OVERHEAD_BYTES
+    return [
         f"{host} answers {payload} bytes over {own.interface} ({own.address} to {their.address})."
         for host, own, their in pairs
-    ]
+    ] or ["There are no peers, so nothing was sent."]
+
+
+def verified(module: AnsibleModule, node: Node) -> dict[str, t.Any]:
+    rails = wanted_rails(module)
+    result = {"changed": False, "diff": [], **described(rails, module.params["mtu"])}
+    pairs = asked(module, rails)
+    if module.check_mode:
+        payload = module.params["mtu"] - PING_OVERHEAD_BYTES
+        return {**result, "actions": [f"{len(pairs)} packets of {payload} bytes would be sent."]}
+    sentences = prove(module, node, rails, pairs)
+    if sentences:
+        module.fail_json(msg="\n".join([*sentences, *taken_back(module, node)]), actions=sentences)
+    lines = answers(module, pairs)
     if pending_now(module):
         _fabric_node.disarm(node, pending_path(module))
         lines.append("The change of the rails is confirmed; it stays.")
-    return {**result, "actions": lines or ["There are no peers, so nothing was sent."]}
+    return {**result, "actions": lines}
 
 
 def taken_back(module: AnsibleModule, node: Node) -> list[str]:
@@ -911,6 +950,7 @@ def main() -> None:
             "wait_s": {"type": "int", "default": 30},
             "node": {"type": "str", "default": "this node"},
             "peers": {"type": "dict", "default": {}},
+            "prove": {"type": "bool", "default": False},
             "journal": {"type": "path", "default": "/var/lib/sparkrig/journal/fabric.json"},
         },
         supports_check_mode=True,

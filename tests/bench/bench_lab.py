@@ -53,9 +53,9 @@ def write_inventory(count: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pattern = yaml.safe_load((PATTERN / "hosts.yml").read_text(encoding="utf-8"))
     (folder / "hosts.yml").write_text(yaml.safe_dump(inventory_of(pattern, count)), encoding="utf-8")
-    link = folder / "group_vars"
-    if not link.exists():
-        link.symlink_to(PATTERN / "group_vars")
+    for name in ("group_vars", "reach.py"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(PATTERN / name)
     return folder
 
 
