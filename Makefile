@@ -75,8 +75,9 @@ MOLECULE := molecule --base-config .config/molecule/config.yml
 
 # On nodes that serve, in this order: the first makes them serve, the last takes everything back.
 SERVING := interrupted default refusals changed_plan dead_node faults reset
-# The same, but long: speed, Ray and who may join it, vLLM's own executor instead of Ray, Ctrl-C in every role.
-SERVING_LONG := default bench ray_cluster executor_mp ctrl_c
+# The same, but long: speed, Ray and who may join it, no new requests, vLLM's own executor instead of Ray, Ctrl-C in
+# every role.
+SERVING_LONG := default bench ray_cluster drain executor_mp ctrl_c
 # On bare nodes, each of which it leaves bare.
 BARE := fabric
 BARE_LONG := node runtime reset_halfway checkpoint

@@ -2,7 +2,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Let no new request in and wait for those under way."""
+"""Let no new request in and wait for those under way, or let requests in again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ author: The sparkrig engineers (@sparkrig)
 description:
   - Closes the API's port to new connections from other machines, with an nftables table of its own, and waits until the
     engine has no request left. Requests that are under way go on.
-  - The table goes with a reboot, and when C(sparkrig-vllm.service) is started again.
+  - The table goes with a reboot, when C(sparkrig-vllm.service) is started again, and with O(state=open).
 extends_documentation_fragment:
   - sparkrig.serving._attributes
 attributes:
@@ -29,8 +29,15 @@ options:
     description: The watchdog's settings, which name the API.
     type: path
     default: /etc/sparkrig/watchdog.json
+  state:
+    description:
+      - V(drained) lets no new request in and waits.
+      - V(open) lets requests in again, for an engine that was not stopped.
+    type: str
+    choices: [drained, open]
+    default: drained
   timeout_s:
-    description: How long to wait.
+    description: With O(state=drained), how long to wait.
     type: int
     default: 600
 """
@@ -81,22 +88,44 @@ def under_way(url: str) -> int | None:
     return int((total(samples, "vllm:num_requests_running") or 0) + (total(samples, "vllm:num_requests_waiting") or 0))
 
 
+def is_closed(module: AnsibleModule) -> bool:
+    """Whether the table is there; without nft nobody can have loaded it."""
+    nft = module.get_bin_path("nft")
+    return bool(nft) and module.run_command([nft, "list", "table", "inet", DRAIN_TABLE])[0] == 0
+
+
+def let_in(module: AnsibleModule) -> None:
+    """What O(state=open) does."""
+    if not is_closed(module):
+        module.exit_json(changed=False, actions=["The API takes new requests already."], left=0, waited_s=0.0)
+    if not module.check_mode:
+        code, _out, err = module.run_command(
+            [module.get_bin_path("nft", required=True), "delete", "table", "inet", DRAIN_TABLE]
+        )
+        if code != 0:
+            module.fail_json(msg=f"The API cannot be opened to new requests: {err.strip()}.", rc=code)
+    module.exit_json(changed=True, actions=["The API takes new requests again."], left=0, waited_s=0.0)
+
+
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec={
             "settings": {"type": "path", "default": "/etc/sparkrig/watchdog.json"},
+            "state": {"type": "str", "choices": ["drained", "open"], "default": "drained"},
             "timeout_s": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )
+    if module.params["state"] == "open":
+        let_in(module)
     url = str(json.loads(read_text(module.params["settings"]) or "{}").get("url") or "")
     begin = time.monotonic()
     left = under_way(url) if url else None
     if left is None:
         module.exit_json(changed=False, actions=["The engine does not answer: nothing to drain."], left=0, waited_s=0.0)
     nft = module.get_bin_path("nft", required=True)
-    closed = module.run_command([nft, "list", "table", "inet", DRAIN_TABLE])[0] == 0
+    closed = is_closed(module)
     actions = []
     if not closed:
         actions.append("The API takes no new requests from other machines.")
