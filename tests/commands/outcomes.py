@@ -13,7 +13,7 @@ OUTCOMES = (
     (r"make up|lab/beside\.sh \w+ python -m lab\.nodes up", r"^lab: 4 nodes are up: spark1 "),
     (r"make down|lab/beside\.sh \w+ python -m lab\.nodes down", r"^lab: nothing of the lab is left but its cache$"),
     (r"source \S+", r"\A\Z"),
-    (r"(lab/beside\.sh \w+ )?pytest \S+|make unit", r"^\d+ passed"),
+    (r"(lab/beside\.sh \w+ )?pytest \S+( -k \w+)?|make unit", r"^\d+ passed"),
     ("make static", r"(?s)^All checks passed!$.*^Success: no issues found.*^\d+ passed.*^what Sparks are needed for"),
     ("make reference", r"\A\Z"),
     ("make docs", r"^build/site/index\.html opens as it is"),
