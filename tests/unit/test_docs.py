@@ -58,7 +58,7 @@ def test_every_command_exists_and_somebody_runs_it(page: Path) -> None:
             paths = [word for word in words[1:] if "/" in word]
             assert paths and all((PROJECT / path).exists() for path in paths), command
         else:
-            assert words[0] in {"curl", "ansible-galaxy", "lab/beside.sh", "source", "case"}, command
+            assert words[0] in {"curl", "ansible", "ansible-galaxy", "lab/beside.sh", "source", "case"}, command
         assert command.mark in {UNIT, CLONE, CLONE_FAILS, SPARKS, *(f"run: {name}" for name in SCENARIOS)}, command
 
 
