@@ -70,6 +70,12 @@ def bytes_read(units: Sequence[str]) -> int:
     return found
 
 
+def process_titles(proc: str = "/proc") -> list[str]:
+    """What every process calls itself, its words in one line; the kernel's own threads have none."""
+    texts = (read_bytes(f"{proc}/{entry}/cmdline") for entry in os.listdir(proc) if entry.isdigit())
+    return [text.replace(b"\0", b" ").decode("utf-8", "replace").strip() for text in texts if text]
+
+
 def processes_under(folder: str, but: Sequence[str]) -> list[str]:
     """Processes whose program or libraries lie under *folder* and that run in no unit of *but*, as "PID NAME"."""
     found = []

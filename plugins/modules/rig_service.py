@@ -217,9 +217,19 @@ started:
   description: Whether the process was started or restarted by this call, or would be in check mode.
   returned: always
   type: bool
+settled:
+  description: Whether nothing had to be done. In check mode it tells whether the unit is as it should be.
+  returned: always
+  type: bool
 stamp:
   description: The digest of everything that the process is made from.
   returned: O(state=started)
+  type: str
+secret_sha256:
+  description:
+    - The SHA-256 of O(secret)'s file as it is afterwards, so that nodes that must have the same one can be compared.
+      Null where there is none yet, as in check mode.
+  returned: O(state=started) with O(secret)
   type: str
 unit:
   description: What systemd says about the unit afterwards.
@@ -260,6 +270,7 @@ unit:
       returned: always
 """
 
+import hashlib
 import os
 import pwd
 import secrets
@@ -269,7 +280,6 @@ from dataclasses import dataclass
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import smi_of
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
     end_processes,
     memory_now,
@@ -344,6 +354,8 @@ class Service:
         self.before: dict[str, t.Any] = {}
         self.after: dict[str, t.Any] = {}
         self.changed = False
+        # What systemd said before anything was done: it holds as long as nothing is.
+        self.seen: UnitState | None = None
 
     def run(self, *words: str) -> str:
         """One call of systemctl, or the end of the module with what it said."""
@@ -358,15 +370,22 @@ class Service:
             )
         return str(out)
 
-    def show(self) -> UnitState:
-        """What systemd knows about the unit."""
-        return parse_show(self.run("show", f"--property={','.join(SHOWN_PROPERTIES)}", self.name))
+    def show(self, *others: str) -> list[UnitState]:
+        """What systemd knows about the unit, and about *others*, in one question."""
+        said = self.run("show", f"--property={','.join(SHOWN_PROPERTIES)}", self.name, *others)
+        return [parse_show(block) for block in said.split("\n\n")]
 
     def finish(self, started: bool, **more: t.Any) -> t.NoReturn:
         """Report."""
         diff = {"before": self.before, "after": self.after, "before_header": self.name, "after_header": self.name}
         self.module.exit_json(
-            changed=self.changed, actions=self.actions, started=started, unit=self.show().as_dict(), diff=diff, **more
+            changed=self.changed,
+            settled=not self.changed,
+            actions=self.actions,
+            started=started,
+            unit=(self.show()[0] if self.changed or self.seen is None else self.seen).as_dict(),
+            diff=diff,
+            **more,
         )
 
     # --- started -----------------------------------------------------------------------------------------------
@@ -399,6 +418,14 @@ class Service:
                 return line + b"\n"
         return f"{variable}={secrets.token_urlsafe(32)}\n".encode()
 
+    def secret_digest(self) -> dict[str, str | None]:
+        """Which secret is on the disk now, without the secret; nothing where there shall be none."""
+        secret = self.module.params["secret"]
+        if not secret:
+            return {}
+        data = read(secret["path"])
+        return {"secret_sha256": None if data is None else hashlib.sha256(data).hexdigest()}
+
     def extra_files(self) -> list[Wanted]:
         """The files and units beside the unit."""
         files = [
@@ -429,13 +456,9 @@ class Service:
         if code != 0:
             self.module.fail_json(msg=f"The user {name} cannot be made on this node: {err.strip()}.", rc=code)
 
-    def start_extra_units(self, changed: set[str]) -> None:
+    def start_extra_units(self, units: dict[str, UnitState], changed: set[str]) -> None:
         """Enable and start those units beside this one that want it; restart one whose text has changed."""
-        for entry in self.module.params["extra_units"]:
-            name = entry["name"]
-            if not entry["started"]:
-                continue
-            state = parse_show(self.run("show", f"--property={','.join(SHOWN_PROPERTIES)}", name))
+        for name, state in units.items():
             stale = os.path.join(UNIT_DIRECTORY, name) in changed
             if state.active == "active" and state.file_state == "enabled" and not stale:
                 continue
@@ -492,7 +515,9 @@ class Service:
     def start(self) -> t.NoReturn:
         """Files, unit, reload, enablement, process."""
         params = self.module.params
-        now = self.show()
+        beside = [entry["name"] for entry in params["extra_units"] if entry["started"]]
+        now, *others = self.show(*beside)
+        self.seen = now
         if now.load == "masked":
             self.module.fail_json(
                 msg=f"{self.name} is masked on this node, so it cannot be started. "
@@ -533,7 +558,7 @@ class Service:
             self.before["enabled"], self.after["enabled"] = enabled, params["enabled"]
             if not self.module.check_mode:
                 self.run(word, self.name)
-        self.start_extra_units(written)
+        self.start_extra_units(dict(zip(beside, others)), written)
         self.actions.append(sentence)
         if verb:
             self.changed = True
@@ -541,7 +566,7 @@ class Service:
             self.stop_those_on_top()
             if not self.module.check_mode:
                 self.launch(now, verb)
-        self.finish(started=bool(verb), stamp=stamp)
+        self.finish(started=bool(verb), stamp=stamp, **self.secret_digest())
 
     def refuse_taken_ports(self) -> None:
         """Leave everything as it is when somebody else has a port that the unit needs."""
@@ -578,6 +603,9 @@ class Service:
         except ValueError as error:
             self.module.fail_json(msg=f"{self.name} is not started: {error}", actions=self.actions)
         self.actions += [f"process {left}: ended, an earlier start had left it behind" for left in ended]
+        # Only here: a run that starts nothing does not have to compile it.
+        from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import smi_of
+
         smi = smi_of(self.module)
         strangers = smi.strangers(smi.query(), self.module.params["own_units"])
         if strangers:
@@ -606,7 +634,7 @@ class Service:
 
     def resume(self) -> t.NoReturn:
         """Start what is on the disk."""
-        now = self.show()
+        now = self.seen = self.show()[0]
         if now.load == "not-found":
             self.actions.append(f"{self.name}: left alone, it does not exist on this node")
             self.finish(started=False)

@@ -117,15 +117,12 @@ import json
 import re
 import time
 import typing as t
-import urllib.error
-import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._gpu import cell
-from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import smi_of
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
     memory_now,
+    process_titles,
     processes_under,
     read_text,
 )
@@ -138,6 +135,9 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._status import (
     rank_of,
     tokens_per_second,
 )
+
+if t.TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SETTINGS = "/etc/sparkrig/watchdog.json"
 STATE = "/var/lib/sparkrig/watch"
@@ -153,6 +153,10 @@ def stored(path: str) -> t.Any:
 
 def fetch(url: str) -> tuple[str, str]:
     """(status or the reason why there is none, body), never through a proxy."""
+    # Only the head needs it, and it is a good part of what the others would take.
+    import urllib.error
+    import urllib.request
+
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2) as answer:
@@ -163,10 +167,17 @@ def fetch(url: str) -> tuple[str, str]:
         return str(getattr(error, "reason", error)), ""
 
 
-def titles(module: AnsibleModule) -> list[str]:
-    """The titles of all processes."""
-    _code, out, _err = module.run_command(["ps", "-ww", "-eo", "args"])
-    return [line.strip() for line in out.splitlines()]
+def gpu_of(module: AnsibleModule, own: Sequence[str]) -> tuple[str, list[str]]:
+    """The GPUs in words, and who else uses them; nothing where there is no driver to ask."""
+    if not module.get_bin_path("nvidia-smi"):
+        return "", []
+    # Not before: most of what a node without a driver would take is to compile this.
+    from ansible_collections.sparkrig.serving.plugins.module_utils._gpu import cell
+    from ansible_collections.sparkrig.serving.plugins.module_utils._gpu_probe import smi_of
+
+    smi = smi_of(module)
+    driver = smi.query()
+    return cell(driver.gpus), smi.strangers(driver, own)
 
 
 def object_store(seen: list[str]) -> int | None:
@@ -207,21 +218,20 @@ def main() -> None:
         supports_check_mode=True,
     )
     systemctl = module.get_bin_path("systemctl", required=True)
-    units = {}
-    for name in module.params["units"]:
-        _code, out, _err = module.run_command([systemctl, "show", f"--property={','.join(SHOWN_PROPERTIES)}", name])
-        units[name] = parse_show(out)
+    names = module.params["units"]
+    _code, out, _err = module.run_command([systemctl, "show", f"--property={','.join(SHOWN_PROPERTIES)}", *names])
+    # One block for each, in the order in which they were asked for.
+    units = {name: parse_show(block) for name, block in zip(names, out.split("\n\n"))}
     fields = parse_meminfo(read_text("/proc/meminfo") or "")
     memory = memory_now()
     settings = stored(SETTINGS) or {}
-    first = units[module.params["units"][0]]
+    first = units[names[0]]
     result: dict[str, t.Any] = {"health": None}
     if settings.get("url") and first.load != "not-found":
         result = engine(settings["url"], module.params["sample_s"]) if first.active == "active" else {"health": ""}
-    seen = titles(module)
-    smi = smi_of(module)
-    driver = smi.query()
+    seen = process_titles()
     own = [*units, "sparkrig-watchdog.service", "sparkrig-lifeline.service"]
+    gpu, strangers = gpu_of(module, own)
     waiting = (stored(f"{STATE}/waiting.json") or {}) if first.active == "activating" else {}
     watched = stored(f"{STATE}/watch.json") or {}
     problem = str(watched.get("problem") or "")
@@ -232,10 +242,10 @@ def main() -> None:
         memory_available_bytes=memory.available_bytes,
         memory_total_bytes=memory.total_bytes,
         swap_used_bytes=fields.get("SwapTotal", 0) - fields.get("SwapFree", 0),
-        gpu=cell(driver.gpus),
+        gpu=gpu,
         rank=rank_of(seen),
         object_store_bytes=object_store(seen),
-        unknown_processes=processes_under("/opt/sparkrig", own) + smi.strangers(driver, own),
+        unknown_processes=processes_under("/opt/sparkrig", own) + strangers,
         waiting=str(waiting.get("sentence", "")),
         watchdog=f"the watchdog's last completion failed: {problem}" if problem else "",
         last_failure=stored(f"{STATE}/last_failure.json") or {},

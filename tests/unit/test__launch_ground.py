@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
     end_processes,
     mapped_shared_memory,
+    process_titles,
     stale_shared_memory,
 )
 
@@ -46,3 +47,16 @@ def test_shared_memory_that_somebody_has_is_left_alone(tmp_path: Path) -> None:
     assert stale_shared_memory(str(tmp_path / "none")) == []
     maps = "7f00-7f01 rw-s 00000000 00:19 42    /dev/shm/psm_a\n7f02-7f03 r-xp 0 00:01 1 /usr/lib/x.so\n"
     assert mapped_shared_memory([maps]) == {"/dev/shm/psm_a"}
+
+
+def test_a_process_is_called_as_it_calls_itself(tmp_path: Path) -> None:
+    for entry, text in {
+        "7": b"ray::RayWorkerProc_TP2\0\0",
+        "8": b"",
+        "9": b"/usr/bin/python3\0-c\0pass\0",
+        "sys": None,
+    }.items():
+        (tmp_path / entry).mkdir()
+        if text is not None:
+            (tmp_path / entry / "cmdline").write_bytes(text)
+    assert sorted(process_titles(str(tmp_path))) == ["/usr/bin/python3 -c pass", "ray::RayWorkerProc_TP2"]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import typing as t
@@ -54,7 +55,9 @@ class Systemd:
             "UnitFileState": "enabled" if self.enabled else "disabled",
             "NeedDaemonReload": "yes" if text != self.loaded else "no",
         }
-        return 0, "\n".join(f"{key}={value}" for key, value in shown.items()), ""
+        # systemctl tells of each unit that it is asked for, with an empty line between them.
+        block = "\n".join(f"{key}={value}" for key, value in shown.items())
+        return 0, "\n\n".join([block] * len(words[3:])), ""
 
 
 @pytest.fixture
@@ -281,6 +284,40 @@ def test_what_stands_beside_it_does_not_restart_it(
     third = call(capsys, **options)
     assert (third["changed"], third["started"], systemd.calls) == (True, False, [["daemon-reload"]])
     assert not call(capsys, **options)["changed"]
+
+
+def test_a_timer_beside_it_is_started_once(systemd: Systemd, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, t.Any] = {
+        "content": UNIT,
+        "extra_units": [{"name": "w.timer", "content": "[Timer]\n", "started": True}],
+    }
+    assert "w.timer: enabled and started" in call(capsys, **options)["actions"]
+    systemd.calls.clear()
+    assert (call(capsys, **options)["changed"], systemd.calls) == (False, [])
+    options["extra_units"][0]["content"] = "[Timer]\nOnBootSec=1\n"
+    assert call(capsys, **options)["changed"]
+    assert systemd.calls == [["daemon-reload"], ["enable", "w.timer"], ["restart", "w.timer"]]
+
+
+def test_nodes_can_be_compared_without_their_secret(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_secret(name: str, value: str, check: bool = False) -> dict[str, t.Any]:
+        secret = {"path": str(tmp_path / name), "variable": "TOKEN", "value": value}
+        return call(capsys, check, content=UNIT, secret=secret)
+
+    before = with_secret("one", "s3cret", check=True)
+    assert (before["settled"], before["secret_sha256"]) == (False, None)
+    one, two = with_secret("one", "s3cret"), with_secret("two", "s3cret")
+    assert one["secret_sha256"] == two["secret_sha256"] == hashlib.sha256(b"TOKEN=s3cret\n").hexdigest()
+    assert "s3cret" not in json.dumps(two)
+    # What is there is kept without a value, and nothing is to be done.
+    kept = with_secret("two", "", check=True)
+    assert (kept["settled"], kept["changed"], kept["secret_sha256"]) == (True, False, two["secret_sha256"])
+    # In check mode nothing is written, so the digest is still that of the secret which is there.
+    other = with_secret("two", "other", check=True)
+    assert (other["settled"], other["secret_sha256"]) == (False, two["secret_sha256"])
+    assert "secret_sha256" not in call(capsys, content=UNIT)
 
 
 def test_it_is_started_on_clean_ground(

@@ -23,7 +23,7 @@ PLACES = [
     ("runtime : Have the tree on every node", 8.0),
     ("checkpoint : Lay the overlay", 0.5),
     ("kv_budget : Measure the nodes", 0.5),
-    ("ray_cluster : Run the head", 1.0),
+    ("ray_cluster : node | Run", 1.0),
     ("vllm_serve : Wait until the engine", 10.0),
     ("verify : Ask for a completion", 0.5),
 ]
