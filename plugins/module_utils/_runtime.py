@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The sparkrig engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a runtime is: its description, its digest, its lock, the wheels that fit, its manifest, its environment.
+"""What a runtime is: its description, its digest, its lock, the wheels that fit, its manifest.
 
 Pure data in, data out. Building is in ``_runtime_build``, a node's trees are in ``_runtime_nodes``.
 """
@@ -15,11 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._roce_rules import roce_problems
-from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import (
-    Patch,
-    parse_wheel_name,
-)
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_environment import VARIABLE
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import file_row, link_row, look_sha256
 
 __all__ = [
     "BuildPlan",
@@ -30,11 +27,10 @@ __all__ = [
     "SlimRule",
     "Source",
     "Target",
-    "compatible",
     "description_from",
     "digest_of",
-    "environment_text",
     "manifest_from_json",
+    "manifest_look",
     "manifest_to_json",
     "minor_version",
     "normalized",
@@ -63,7 +59,6 @@ _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})(?=\s|$)")
 _REPOSITORY = re.compile(r"^(https|ssh|file)://\S+$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _ARCHITECTURES = re.compile(r"^\d+\.\d[a-z]?([ ;]\d+\.\d[a-z]?)*$")
-_VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 # A path with an empty part, `.` or `..`.
 _OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 
@@ -293,7 +288,7 @@ def _mapping_of_texts(value: object, what: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{what} is {value!r}, expected a dictionary")
     for name, item in value.items():
-        if not isinstance(name, str) or not _VARIABLE.match(name) or not isinstance(item, str):
+        if not isinstance(name, str) or not VARIABLE.match(name) or not isinstance(item, str):
             raise ValueError(f"{what} has {name!r}: {item!r}, expected names of variables with texts")
     return tuple(sorted((str(name), str(item)) for name, item in value.items()))
 
@@ -377,19 +372,18 @@ def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def digest_of(description: Description, target: Target, lock: str, patches: Sequence[Patch]) -> str:
+def digest_of(description: Description, target: Target, lock: str, patches: Mapping[str, bytes]) -> str:
     """The sixteen digits that name a runtime. What is only a way to get there (URLs, folders, reasons) has no part."""
-    if tuple(patch.name for patch in patches) != description.patch_files:
+    if tuple(patches) != description.patch_files:
         raise ValueError(
-            f"the patches given are {[patch.name for patch in patches]}, the description names"
-            f" {list(description.patch_files)}"
+            f"the patches given are {list(patches)}, the description names {list(description.patch_files)}"
         )
     content: dict[str, Any] = {
         "format": BUILD_FORMAT,
         "target": asdict(target),
         "source": {"name": normalized(description.source.name), "version": description.source.version},
         "local_version": description.local_version,
-        "patches": [[patch.name, hashlib.sha256(patch.text).hexdigest()] for patch in patches],
+        "patches": [[name, hashlib.sha256(text).hexdigest()] for name, text in patches.items()],
         "lock": [[entry.name, entry.version, sorted(entry.hashes)] for entry in parse_lock(lock)],
         "slim": [[rule.action, list(rule.paths)] for rule in description.slim],
     }
@@ -446,30 +440,6 @@ def platform_tags(target: Target) -> tuple[str, ...]:
     return (*tags, f"linux_{target.machine}")
 
 
-def compatible(file_name: str, target: Target) -> bool:
-    """Whether a wheel of this name can be installed on ``target``."""
-    wheel = parse_wheel_name(file_name)
-    minor = int(target.python.split(".")[1])
-    platforms = {"any", *platform_tags(target)}
-    if not platforms & set(wheel.platform.split(".")):
-        return False
-    abis = set(wheel.abi.split("."))
-    for tag in wheel.python.split("."):
-        match = re.match(r"^(cp|py)3(\d*)$", tag)
-        if match is None:
-            continue
-        built_for = int(match[2] or "0")
-        if match[1] == "py":
-            fits = built_for <= minor and "none" in abis
-        elif built_for == minor:
-            fits = bool(abis & {f"cp3{minor}", "abi3", "none"})
-        else:
-            fits = built_for < minor and "abi3" in abis
-        if fits:
-            return True
-    return False
-
-
 def tree_sha256(entries: Iterable[ManifestEntry]) -> str:
     """One hash over paths, modes, sizes and contents, whatever their order."""
     rows = sorted([entry.path, entry.mode, entry.size, entry.sha256 or "", entry.link or ""] for entry in entries)
@@ -519,24 +489,15 @@ def manifest_from_json(data: bytes) -> Manifest:
     return manifest
 
 
-def environment_text(variables: Mapping[str, Any]) -> str:
-    """The content of an EnvironmentFile= with these variables; ValueError names the one that cannot be in it."""
-    lines = ["# Managed by sparkrig.serving. Changes are overwritten."]
-    for problem in roce_problems(variables, where="runtime_environment.", shared=True):
-        raise ValueError(problem)
-    for name in sorted(variables):
-        value = variables[name]
-        if not _VARIABLE.match(name):
-            raise ValueError(f"the environment has {name!r}, which is not a name for a variable")
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise ValueError(f"the environment has {name}: {value!r}, expected a text (write '1' for a switch)")
-        text = str(value)
-        if re.search(r"[\x00-\x1f\x7f]", text):
-            raise ValueError(f"the environment has {name}: {text!r}; a value is one line of printable text")
-        escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-        plain = re.match(r"^[A-Za-z0-9_@%+=:,./-]*$", text)
-        lines.append(f"{name}={text}" if plain else f'{name}="{escaped}"')
-    return "\n".join(lines) + "\n"
+def manifest_look(manifest: Manifest) -> str:
+    """What a look at the tree of this manifest must hash to."""
+    rows = (
+        link_row(entry.path, entry.link)
+        if entry.link is not None
+        else file_row(entry.path, 0o100000 | entry.mode, entry.size)
+        for entry in manifest.entries
+    )
+    return look_sha256(manifest_to_json(manifest), rows)
 
 
 def odd_ones_out(values: Mapping[str, str]) -> dict[str, str]:

@@ -16,12 +16,10 @@ import fcntl
 import fnmatch
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 import zipfile
@@ -31,7 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     Description,
@@ -41,15 +38,23 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     SlimRule,
     Source,
     Target,
-    compatible,
     digest_of,
-    manifest_to_json,
+    manifest_look,
     normalized,
     parse_lock,
     platform_tags,
     tree_sha256,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_cache import (
+    LOCK_NAME,
+    Archive,
+    archive_paths,
+    find_archive,
+    sha256_of,
+    write_info,
+)
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_elf import strip_elf
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_pack import FILE_MODE, pack
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import (
     Built,
     Limits,
@@ -66,24 +71,18 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch impo
 )
 
 __all__ = [
-    "LOCK_NAME",
-    "Archive",
     "BuildError",
     "Request",
     "build",
     "built_wheels",
+    "compatible",
     "entry_point_script",
     "export_wheelhouse",
-    "find_archive",
     "member_target",
-    "pack",
 ]
 
 VERSION_FILE = "vllm/_version.py"
-MANIFEST_NAME = "manifest.json"
-# A wheelhouse's own lock.
-LOCK_NAME = "lock.txt"
-_FILE_MODE, _PROGRAM_MODE = 0o444, 0o555
+_PROGRAM_MODE = 0o555
 _CHUNK_BYTES = 1 << 20
 # How many archives stay in the cache.
 _KEPT_ARCHIVES = 3
@@ -118,86 +117,13 @@ class Request:
 
     @property
     def digest(self) -> str:
-        return digest_of(self.description, self.target, self.lock, self.patches)
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A runtime in the cache, ready to be shipped."""
-
-    digest: str
-    path: str
-    archive_sha256: str
-    archive_bytes: int
-    tree_sha256: str
-    tree_bytes: int
-    files: int
-    target: dict[str, str]
-    versions: dict[str, str]
-    applied: tuple[str, ...]
-    upstreamed: tuple[str, ...]
-    compiled: bool
-    unused_slim: tuple[str, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
+        return digest_of(self.description, self.target, self.lock, {patch.name: patch.text for patch in self.patches})
 
 
 @dataclass(frozen=True)
 class _Installed:
     entries: dict[str, ManifestEntry]
     unused_slim: tuple[str, ...]
-
-
-def _sha256_of(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as handle:
-        for chunk in iter(lambda: handle.read(_CHUNK_BYTES), b""):
-            total.update(chunk)
-    return total.hexdigest()
-
-
-# --- what is in the cache ---------------------------------------------------------------------------------------
-
-
-def _paths(cache: Path, digest: str) -> tuple[Path, Path]:
-    return cache / f"{digest}.tar", cache / f"{digest}.json"
-
-
-def find_archive(cache: Path, digest: str) -> Archive | None:
-    """The archive of ``digest`` if it is there and is what its description says.
-
-    Its bytes are hashed only when size or time of change differ from the last look: a run that changes nothing
-    must not read a gigabyte.
-    """
-    path, info_path = _paths(cache, digest)
-    try:
-        raw = json.loads(info_path.read_text())
-        seen = path.stat()
-        stamp = [seen.st_size, seen.st_mtime_ns]
-        archive = Archive(
-            **{
-                **raw["archive"],
-                "path": str(path),
-                "applied": tuple(raw["archive"]["applied"]),
-                "upstreamed": tuple(raw["archive"]["upstreamed"]),
-                "unused_slim": tuple(raw["archive"]["unused_slim"]),
-            }
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if archive.digest != digest or archive.archive_bytes != seen.st_size:
-        return None
-    if raw.get("stamp") != stamp:
-        if _sha256_of(path) != archive.archive_sha256:
-            return None
-        _write_info(info_path, archive, stamp)
-    return archive
-
-
-def _write_info(path: Path, archive: Archive, stamp: Sequence[int]) -> None:
-    content = {"archive": {**asdict(archive), "path": Path(archive.path).name}, "stamp": list(stamp)}
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
 
 
 @contextmanager
@@ -214,6 +140,30 @@ def _only_one(cache: Path, digest: str) -> Iterator[None]:
 # --- wheels -----------------------------------------------------------------------------------------------------
 
 
+def compatible(file_name: str, target: Target) -> bool:
+    """Whether a wheel of this name can be installed on ``target``."""
+    wheel = parse_wheel_name(file_name)
+    minor = int(target.python.split(".")[1])
+    platforms = {"any", *platform_tags(target)}
+    if not platforms & set(wheel.platform.split(".")):
+        return False
+    abis = set(wheel.abi.split("."))
+    for tag in wheel.python.split("."):
+        match = re.match(r"^(cp|py)3(\d*)$", tag)
+        if match is None:
+            continue
+        built_for = int(match[2] or "0")
+        if match[1] == "py":
+            fits = built_for <= minor and "none" in abis
+        elif built_for == minor:
+            fits = bool(abis & {f"cp3{minor}", "abi3", "none"})
+        else:
+            fits = built_for < minor and "abi3" in abis
+        if fits:
+            return True
+    return False
+
+
 def _choose(folder: Path, entries: Iterable[LockEntry], target: Target) -> dict[str, Path]:
     """The wheel for each entry that ``folder`` has: right version, right platform, right hash."""
     by_name: dict[str, list[tuple[str, Path]]] = {}
@@ -228,7 +178,7 @@ def _choose(folder: Path, entries: Iterable[LockEntry], target: Target) -> dict[
         for version, path in by_name.get(entry.name, []):
             if version != entry.version.lower() or not compatible(path.name, target):
                 continue
-            if entry.hashes and _sha256_of(path) not in entry.hashes:
+            if entry.hashes and sha256_of(path) not in entry.hashes:
                 continue
             found[entry.name] = path
     return found
@@ -284,7 +234,7 @@ def _fetch(request: Request, entries: Sequence[LockEntry], wheels: Path) -> None
                 entry = next(
                     (item for item in group if item.name == normalized(parse_wheel_name(path.name).name)), None
                 )
-                seen = _sha256_of(path)
+                seen = sha256_of(path)
                 if entry is not None and entry.hashes and seen not in entry.hashes:
                     raise BuildError(
                         f"the wheel {path.name} that pip fetched has the SHA-256 {seen}, the lock allows"
@@ -415,7 +365,7 @@ def export_wheelhouse(request: Request, cache: Path, folder: Path) -> tuple[str,
         copies += [(path, folder / "built" / made.name / path.name) for path in sorted(made.iterdir())]
     added = []
     for path, target in copies:
-        if target.is_file() and _sha256_of(target) == _sha256_of(path):
+        if target.is_file() and sha256_of(target) == sha256_of(path):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
@@ -576,14 +526,14 @@ def _lay_out(plan: _Plan, owned: Mapping[str, Path], root: Path, packages: str) 
                 data = _PYTHON_SHEBANG.sub(lambda _match: _SHELL_SHEBANG, data, count=1)
             if item.strip:
                 data = strip_elf(data) or data
-            entries.append(_write(root, item.target, data, _PROGRAM_MODE if item.program else _FILE_MODE))
+            entries.append(_write(root, item.target, data, _PROGRAM_MODE if item.program else FILE_MODE))
     for path, data in sorted(plan.scripts.items()):
         if owned[path] == plan.wheel:
             entries.append(_write(root, path, data, _PROGRAM_MODE))
     info = f"{packages}/{plan.dist_info}"
-    entries.append(_write(root, f"{info}/INSTALLER", b"sparkrig.serving\n", _FILE_MODE))
+    entries.append(_write(root, f"{info}/INSTALLER", b"sparkrig.serving\n", FILE_MODE))
     own = f"{plan.dist_info}/RECORD"
-    entries.append(_write(root, f"{info}/RECORD", _record(entries, packages, own), _FILE_MODE))
+    entries.append(_write(root, f"{info}/RECORD", _record(entries, packages, own), FILE_MODE))
     return entries
 
 
@@ -609,7 +559,7 @@ def _install(request: Request, wheels: Iterable[Path], root: Path) -> _Installed
         for result in pool.map(lambda plan: _lay_out(plan, owned, root, packages), largest_first):
             entries.update((entry.path, entry) for entry in result)
     config = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {python}\n"
-    entries["pyvenv.cfg"] = _write(root, "pyvenv.cfg", config.encode(), _FILE_MODE)
+    entries["pyvenv.cfg"] = _write(root, "pyvenv.cfg", config.encode(), FILE_MODE)
     (root / "bin").mkdir(exist_ok=True)
     links = {
         f"bin/python{python}": f"/usr/bin/python{python}",
@@ -641,49 +591,11 @@ def _compiled_entries(root: Path) -> list[ManifestEntry]:
             for name in files:
                 data = Path(folder, name).read_bytes()
                 path = os.path.relpath(os.path.join(folder, name), root)
-                entries.append(ManifestEntry(path, _FILE_MODE, len(data), hashlib.sha256(data).hexdigest(), None))
+                entries.append(ManifestEntry(path, FILE_MODE, len(data), hashlib.sha256(data).hexdigest(), None))
     return entries
 
 
 # --- the archive ------------------------------------------------------------------------------------------------
-
-
-class _HashingWriter(io.RawIOBase):
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self.total = hashlib.sha256()
-        self.bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self.total.update(data)
-        self.bytes += len(data)
-        return self._out.write(data)
-
-
-def _tar_info(path: str, mode: int, size: int = 0, link: str | None = None) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(path)
-    info.mode, info.size = mode, size
-    if link is not None:
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, link, 0o777
-    return info
-
-
-def pack(root: Path, manifest: Manifest, out: BinaryIO) -> tuple[str, int]:
-    """Write the archive: the manifest first, so that a node can check each file as it arrives."""
-    writer = _HashingWriter(out)
-    text = manifest_to_json(manifest)
-    with tarfile.open(fileobj=writer, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK_BYTES) as tar:
-        tar.addfile(_tar_info(MANIFEST_NAME, _FILE_MODE, len(text)), io.BytesIO(text))
-        for entry in manifest.entries:
-            if entry.link is not None:
-                tar.addfile(_tar_info(entry.path, entry.mode, link=entry.link))
-                continue
-            with (root / entry.path).open("rb") as handle:
-                tar.addfile(_tar_info(entry.path, entry.mode, entry.size), handle)
-    return writer.total.hexdigest(), writer.bytes
 
 
 def _versions(root: Path, packages: str, names: Iterable[str]) -> dict[str, str]:
@@ -774,7 +686,7 @@ def build(request: Request, cache: Path) -> tuple[Archive, bool]:
                 versions=_versions(root, packages, ("vllm", "ray", "torch")),
                 entries=ordered,
             )
-            path, info_path = _paths(cache, digest)
+            path, info_path = archive_paths(cache, digest)
             partial = path.with_suffix(".tar.partial")
             with partial.open("wb") as out:
                 archive_sha256, archive_bytes = pack(root, manifest, out)
@@ -788,6 +700,7 @@ def build(request: Request, cache: Path) -> tuple[Archive, bool]:
             archive_sha256=archive_sha256,
             archive_bytes=archive_bytes,
             tree_sha256=manifest.tree_sha256,
+            look_sha256=manifest_look(manifest),
             tree_bytes=manifest.tree_bytes,
             files=len(ordered),
             target=asdict(request.target),
@@ -799,6 +712,6 @@ def build(request: Request, cache: Path) -> tuple[Archive, bool]:
             seconds=seconds,
         )
         seen = path.stat()
-        _write_info(info_path, archive, [seen.st_size, seen.st_mtime_ns])
+        write_info(info_path, archive, [seen.st_size, seen.st_mtime_ns])
         _prune(cache, digest)
         return archive, True

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -29,28 +28,25 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     Target,
     manifest_from_json,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import (
+    MANIFEST_NAME,
+    Layout,
+    TreeError,
+)
 
 __all__ = [
-    "Layout",
     "NodeFacts",
-    "Record",
-    "TreeError",
     "alone",
     "bytes_needed",
     "check_node",
     "check_tree",
     "install",
     "load_manifest",
-    "load_record",
     "remove_tree",
-    "stale_trees",
-    "store_record",
     "switch",
 ]
 
-MANIFEST_NAME = "manifest.json"
 _CHUNK_BYTES = 1 << 20
-_DIGEST = re.compile(r"^[0-9a-f]{16}$")
 # What a file costs on disk beyond its bytes (half a block and its inode), and what we leave free for others.
 _FILE_OVERHEAD_BYTES = 2560
 _SPARE_BYTES = 256 * 1024 * 1024
@@ -59,46 +55,6 @@ _BLOCK_BYTES = 512
 _NO_BLOCK = bytes(_BLOCK_BYTES)
 # GNU tar's members that carry a name longer than a header can hold.
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-
-
-class TreeError(ValueError):
-    """A tree that is not, or cannot be made, what it must be."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a node keeps its runtimes."""
-
-    root: Path
-    record: Path
-
-    @property
-    def trees(self) -> Path:
-        return self.root / "runtime"
-
-    @property
-    def current(self) -> Path:
-        return self.root / "current"
-
-    def tree(self, digest: str) -> Path:
-        if not _DIGEST.match(digest):
-            raise TreeError(f"{digest!r} is not the digest of a runtime (16 hexadecimal digits)")
-        return self.trees / digest
-
-    def current_digest(self) -> str | None:
-        """The digest that ``current`` points to; None when it is not there or not ours."""
-        try:
-            target = os.readlink(self.current)
-        except OSError:
-            return None
-        folder, _slash, name = target.rpartition("/")
-        return name if folder == "runtime" and _DIGEST.match(name) else None
-
-    def digests(self) -> tuple[str, ...]:
-        """Every tree that has its final name."""
-        if not self.trees.is_dir():
-            return ()
-        return tuple(sorted(item.name for item in self.trees.iterdir() if _DIGEST.match(item.name)))
 
 
 @dataclass(frozen=True)
@@ -112,52 +68,12 @@ class NodeFacts:
     usual_python: str | None
 
 
-@dataclass(frozen=True)
-class Record:
-    """Which trees were switched to, the latest last."""
-
-    history: tuple[str, ...]
-
-    @property
-    def previous(self) -> str | None:
-        return self.history[-2] if len(self.history) > 1 else None
-
-    def switched_to(self, digest: str) -> Record:
-        if self.history and self.history[-1] == digest:
-            return self
-        return Record((*(item for item in self.history if item != digest), digest))
-
-
 def file_sha256(path: Path) -> str:
     total = hashlib.sha256()
     with path.open("rb") as handle:
         for chunk in iter(lambda: handle.read(_CHUNK_BYTES), b""):
             total.update(chunk)
     return total.hexdigest()
-
-
-def load_record(path: Path) -> Record:
-    """What was switched to so far. A record that cannot be read counts as empty: it only says what may be removed."""
-    try:
-        history = json.loads(path.read_text())["history"]
-        return Record(tuple(item for item in history if isinstance(item, str) and _DIGEST.match(item)))
-    except (OSError, ValueError, KeyError, TypeError):
-        return Record(())
-
-
-def store_record(path: Path, record: Record) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"current": record.history[-1] if record.history else None, "previous": record.previous}
-    text = json.dumps({**content, "history": list(record.history)}, indent=2) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def stale_trees(digests: Iterable[str], record: Record, keep: int) -> tuple[str, ...]:
-    """The trees beyond the ``keep`` that were last switched to."""
-    kept = set(record.history[-keep:])
-    return tuple(digest for digest in digests if digest not in kept)
 
 
 def _version(text: str) -> tuple[int, ...]:

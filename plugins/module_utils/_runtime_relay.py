@@ -19,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import pack
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import TreeError, load_manifest
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import TreeError
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import load_manifest
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_pack import pack
 
 __all__ = ["check_token", "decline", "receive", "serve"]
 

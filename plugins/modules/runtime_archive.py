@@ -23,6 +23,9 @@ description:
 extends_documentation_fragment:
   - sparkrig.serving._attributes
 attributes:
+  action:
+    support: full
+    description: Answers by itself where the build host is the controller and the archive is in the cache.
   check_mode:
     support: full
   diff_mode:
@@ -120,6 +123,11 @@ archive:
     tree_sha256:
       description: One hash over every path, mode and content in it.
       type: str
+    look_sha256:
+      description:
+        - One hash over its manifest and every path, mode, size and symlink, as a node sees them without reading a file
+          (M(sparkrig.serving.runtime_tree#module)).
+      type: str
     tree_bytes:
       description: The size of all files in it.
       type: int
@@ -170,14 +178,17 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     minor_version,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import (
-    LOCK_NAME,
     Request,
     build,
     built_wheels,
     export_wheelhouse,
-    find_archive,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_lock import lock_id, make_lock
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_cache import (
+    find_archive,
+    known_lock,
+    lock_path,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_lock import make_lock
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import (
     Limits,
     limits_for,
@@ -242,24 +253,7 @@ def _limits(request: Request) -> Limits | None:
 
 
 def _lock_path(params: dict[str, Any], request: Request, cache: Path) -> Path:
-    description, target = request.description, request.target
-    commits = [f"{source.name} {source.commit}" for source in description.git_sources]
-    number = lock_id(params["lock_inputs"], params["lock_excludes"], commits, target)
-    return cache / "locks" / f"{description.lock}.py{target.python}.{target.machine}-{number}.txt"
-
-
-def _known_lock(params: dict[str, Any], request: Request, cache: Path) -> str:
-    """The lock that is given, carried, or was made before; empty when one has to be made."""
-    if params["lock"]:
-        return str(params["lock"])
-    own = request.wheelhouse / LOCK_NAME if request.wheelhouse is not None else _lock_path(params, request, cache)
-    if own.is_file():
-        return own.read_text()
-    if request.wheelhouse is not None:
-        raise ValueError(f"the wheelhouse {request.wheelhouse} has no {LOCK_NAME}: export it again")
-    if not params["lock_inputs"].strip():
-        raise ValueError("there is neither a lock nor the requirements to make one from")
-    return ""
+    return lock_path(cache, request.description, request.target, params["lock_inputs"], params["lock_excludes"])
 
 
 def _new_lock(params: dict[str, Any], request: Request, cache: Path) -> str:
@@ -300,7 +294,16 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         wheelhouse=Path(params["wheelhouse"]) if params["wheelhouse"] else None,
         inherited=dict(os.environ),
     )
-    request = replace(request, lock=_known_lock(params, request, cache))
+    lock = known_lock(
+        cache,
+        description,
+        request.target,
+        params["lock"],
+        params["lock_inputs"],
+        params["lock_excludes"],
+        request.wheelhouse,
+    )
+    request = replace(request, lock=lock)
     actions = []
     if not request.lock:
         if module.check_mode:

@@ -87,7 +87,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import Layout
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import Layout
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import check_token, serve
 
 

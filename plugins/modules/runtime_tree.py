@@ -44,6 +44,12 @@ options:
   tree_sha256:
     description: What the tree must hash to. Needed for V(present).
     type: str
+  look_sha256:
+    description:
+      - What one look at the tree must hash to, its manifest and every path, mode, size and symlink, as
+        P(sparkrig.serving.runtime_archive#module) tells it.
+      - A tree that looks so is right. Any other, and without it each, is compared path by path with its manifest.
+    type: str
   launcher:
     description:
       - Which run had the launch lock (M(sparkrig.serving.launch_lock)) when the module was called first, as
@@ -207,33 +213,30 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_lock import LOCK, parse_holder
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
-    Manifest,
-    Target,
-    environment_text,
-)
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import (
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_environment import environment_text
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import (
+    MANIFEST_NAME,
+    Head,
     Layout,
-    NodeFacts,
     TreeError,
-    alone,
-    bytes_needed,
-    check_node,
-    check_tree,
-    install,
-    load_manifest,
     load_record,
-    remove_tree,
+    look_sha256,
+    manifest_head,
+    rows_of,
     stale_trees,
     store_record,
-    switch,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import check_token, decline, receive
+
+# What changes a tree is imported where it is needed: a node compiles what a module imports anew each time, and most
+# runs find the tree as it must be.
+if TYPE_CHECKING:
+    from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import Target
+    from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import NodeFacts
 
 _ENVIRONMENT_MODE = 0o644
 # How long a node waits for the one that hands the tree on to listen.
@@ -253,6 +256,8 @@ def _python_version(python: str) -> str | None:
 
 
 def _node_facts(minor: str) -> NodeFacts:
+    from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import NodeFacts
+
     try:
         libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (OSError, ValueError):
@@ -289,7 +294,7 @@ class Node:
         given = self.params["launcher"]
         self.launcher: str = _launcher() if given is None else given
         # That of the tree that was found to be right.
-        self.manifest: Manifest | None = None
+        self.head: Head | None = None
         # Whether the tree was asked for at the node that hands it on.
         self.asked = False
         self.actions: list[str] = []
@@ -334,50 +339,86 @@ class Node:
     # --- states -----------------------------------------------------------------------------------------------
 
     def present(self) -> dict[str, Any]:
-        digest, expected = self.params["digest"], self.params["tree_sha256"]
-        target = Target(**self.params["target"])
         text = None
         if self.params["environment"] is not None:
             text = environment_text(self.params["environment"])
-        tree = self.layout.tree(digest)
-        # It has 35,000 lines, so it is read once.
-        manifest = load_manifest(tree)
-        problem = check_tree(tree, expected, self.params["verify_full"], manifest)
-        if problem is None:
-            self.manifest = manifest
-        else:
-            if tree.is_dir():
-                self.actions.append(f"{problem}: it is replaced")
-            self.refuse_unfit(target)
-            archive = self.params["archive"]
-            relay = self.params["relay"]
-            if archive is None and relay is None and not self.module.check_mode:
-                return self.result(missing=True)
-            origin = f" from {relay['address']}" if relay is not None else ""
-            if self.did(f"unpacked the runtime {digest}{origin}", f"unpack the runtime {digest}{origin}"):
-                self.refuse_another_run()
-                if relay is not None:
-                    install(self.layout, self.relayed, digest, expected, self.params["verify_full"])
-                else:
-                    self.unpack(Path(archive), digest, expected)
+        digest = self.params["digest"]
+        if not self.looks_right(self.layout.tree(digest)) and not self.make_right(digest):
+            return self.result(missing=True)
         if self.params["relay"] is not None and not self.asked and not self.module.check_mode:
             # A run that was killed on the controller goes on here, and has brought the tree in the meantime.
+            from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import decline
+
             decline(*self.relay(), _DECLINE_WAIT_S)
-        if problem is not None and not self.module.check_mode:
+        if self.head is None and not self.module.check_mode:
             self.refuse_another_run()
         self.write_environment(text)
         self.make_current(digest)
         return self.result(missing=False)
 
+    def looks_right(self, tree: Path) -> bool:
+        """Whether one look shows that the tree is right; when it does not, who compares it says what is wrong."""
+        if not self.params["look_sha256"] or self.params["verify_full"]:
+            return False
+        try:
+            manifest = (tree / MANIFEST_NAME).read_bytes()
+            if look_sha256(manifest, rows_of(tree)) != self.params["look_sha256"]:
+                return False
+            head = manifest_head(manifest)
+        except (OSError, ValueError):
+            return False
+        if (head.digest, head.tree_sha256) != (self.params["digest"], self.params["tree_sha256"]):
+            return False
+        self.head = head
+        return True
+
+    def make_right(self, digest: str) -> bool:
+        """Compare the tree with its manifest, and unpack it where it is not right; False when there is no archive."""
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import Target
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import (
+            check_tree,
+            install,
+            load_manifest,
+        )
+
+        tree, expected = self.layout.tree(digest), self.params["tree_sha256"]
+        # It has 35,000 lines, so it is read once.
+        manifest = load_manifest(tree)
+        problem = check_tree(tree, expected, self.params["verify_full"], manifest)
+        if problem is None and manifest is not None:
+            self.head = Head(manifest.digest, manifest.tree_sha256, manifest.versions)
+            return True
+        if tree.is_dir():
+            self.actions.append(f"{problem}: it is replaced")
+        self.refuse_unfit(Target(**self.params["target"]))
+        archive = self.params["archive"]
+        relay = self.params["relay"]
+        if archive is None and relay is None and not self.module.check_mode:
+            return False
+        origin = f" from {relay['address']}" if relay is not None else ""
+        if self.did(f"unpacked the runtime {digest}{origin}", f"unpack the runtime {digest}{origin}"):
+            self.refuse_another_run()
+            if relay is not None:
+                install(self.layout, self.relayed, digest, expected, self.params["verify_full"])
+            else:
+                self.unpack(Path(archive), digest, expected)
+        return True
+
     def relay(self) -> tuple[str, int, str]:
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import check_token
+
         relay = self.params["relay"]
         return relay["address"], relay["port"], check_token(relay["token"])
 
     def relayed(self) -> BinaryIO:
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_relay import receive
+
         self.asked = True
         return receive(*self.relay(), _RELAY_WAIT_S)
 
     def refuse_unfit(self, target: Target) -> None:
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import bytes_needed, check_node
+
         problem = check_node(_node_facts(target.python), target)
         if problem is not None:
             raise TreeError(problem)
@@ -393,6 +434,8 @@ class Node:
             )
 
     def unpack(self, archive: Path, digest: str, expected: str) -> None:
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import check_tree, install
+
         if not archive.is_file():
             # A run that was killed on the controller goes on here, and may have used what this one shipped.
             if check_tree(self.layout.tree(digest), expected, self.params["verify_full"]) is None:
@@ -415,15 +458,25 @@ class Node:
             past = f"switched current from {current or 'nothing'} to {digest}"
             self.before[str(link)], self.after[str(link)] = f"{current or ''}\n", f"{digest}\n"
             if self.did(past, past.replace("switched", "switch", 1)):
+                from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import switch
+
                 switch(self.layout, digest)
         if after != record and not self.module.check_mode:
             store_record(self.layout.record, after)
         for stale in stale_trees(self.layout.digests(), after, max(1, self.params["keep"])):
             text = f"the runtime {stale}: only {self.params['keep']} are kept"
             if stale != digest and self.did(f"removed {text}", f"remove {text}"):
+                from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import remove_tree
+
                 remove_tree(self.layout.tree(stale))
 
     def previous(self) -> dict[str, Any]:
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import (
+            check_tree,
+            load_manifest,
+            switch,
+        )
+
         record = load_record(self.layout.record)
         current = self.layout.current_digest()
         if record.previous is None:
@@ -448,12 +501,16 @@ class Node:
         return self.did(f"removed {path}", f"remove {path}")
 
     def absent(self) -> dict[str, Any]:
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import alone
+
         if self.layout.trees.is_dir() and not self.module.check_mode:
             with alone(self.layout, time.monotonic() + _ABSENT_WAIT_S):
                 return self.remove()
         return self.remove()
 
     def remove(self) -> dict[str, Any]:
+        from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import remove_tree
+
         link = self.layout.current
         if link.is_symlink() and self.layout.current_digest() is not None and self.goes(link):
             link.unlink()
@@ -482,18 +539,21 @@ class Node:
         if missing is not None:
             values["missing"] = missing
         current = self.layout.current_digest()
-        manifest: Manifest | None = None
-        if current is not None:
-            known = self.manifest is not None and self.manifest.digest == current
-            manifest = self.manifest if known else load_manifest(self.layout.tree(current))
-        if manifest is not None:
+        head = self.head if current is not None and self.head is not None and self.head.digest == current else None
+        if current is not None and head is None:
+            from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import load_manifest
+
+            manifest = load_manifest(self.layout.tree(current))
+            if manifest is not None:
+                head = Head(manifest.digest, manifest.tree_sha256, manifest.versions)
+        if head is not None:
             values["runtime"] = {
-                "digest": manifest.digest,
-                "tree_sha256": manifest.tree_sha256,
-                "path": str(self.layout.tree(manifest.digest)),
+                "digest": head.digest,
+                "tree_sha256": head.tree_sha256,
+                "path": str(self.layout.tree(head.digest)),
                 "python": str(self.layout.current / "bin" / "python"),
-                "vllm_version": manifest.versions.get("vllm", ""),
-                "ray_version": manifest.versions.get("ray", ""),
+                "vllm_version": head.versions.get("vllm", ""),
+                "ray_version": head.versions.get("ray", ""),
             }
         if self.before or self.after:
             values["diff"] = [
@@ -516,6 +576,7 @@ def main() -> None:
             "tree_bytes": {"type": "int", "default": 0},
             "archive_bytes": {"type": "int", "default": 0},
             "files": {"type": "int", "default": 0},
+            "look_sha256": {"type": "str"},
             "launcher": {"type": "str"},
             "source": {"type": "path"},
             "archive": {"type": "path"},

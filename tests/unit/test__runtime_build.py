@@ -28,17 +28,17 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     parse_lock,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build import (
-    Archive,
     BuildError,
     Request,
     build,
     built_wheels,
     entry_point_script,
     export_wheelhouse,
-    find_archive,
     member_target,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import Layout, install
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_cache import Archive, find_archive
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import Layout
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import install
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import (
     Built,
     Limits,

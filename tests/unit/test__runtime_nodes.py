@@ -17,19 +17,24 @@ import pytest
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _runtime_nodes
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import Target
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import (
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import (
     Layout,
-    NodeFacts,
     Record,
     TreeError,
+    load_record,
+    look_sha256,
+    manifest_head,
+    rows_of,
+    stale_trees,
+    store_record,
+)
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import (
+    NodeFacts,
     bytes_needed,
     check_node,
     check_tree,
     install,
-    load_record,
     remove_tree,
-    stale_trees,
-    store_record,
     switch,
 )
 from tests.fixtures.runtimes import FILES, LONG, Made, make_archive
@@ -334,3 +339,17 @@ def test_removing_is_repeatable(tmp_path: Path, layout: Layout) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     remove_tree(tmp_path / "link")
     assert not (tmp_path / "link").is_symlink()
+
+
+def test_a_look_at_a_tree_is_what_its_manifest_promises(tmp_path: Path, layout: Layout) -> None:
+    made = make_archive(tmp_path)
+    tree = put(layout, made)
+    text = (tree / "manifest.json").read_bytes()
+    assert look_sha256(text, rows_of(tree)) == made.look_sha256
+    head = manifest_head(text)
+    assert (head.digest, head.tree_sha256, head.versions["ray"]) == (ONE, made.tree_sha256, "2.60.0")
+    # A name cannot pass for the end of the entries.
+    odd = make_archive(tmp_path, TWO, {'lib/"format":1,"digest":"': (b"", 0o444)})
+    assert manifest_head((put(layout, odd) / "manifest.json").read_bytes()).digest == TWO
+    with pytest.raises(ValueError, match="the manifest has no entries"):
+        manifest_head(b"{}")

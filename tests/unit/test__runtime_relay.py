@@ -16,9 +16,8 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _runtime_relay
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import Layout, TreeError
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import (
-    Layout,
-    TreeError,
     check_tree,
     install,
 )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import types
 import typing as t
 from pathlib import Path
@@ -13,7 +14,11 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible.plugins.action import ActionBase
 
+from ansible_collections.sparkrig.serving.plugins.action import runtime_archive as action_module
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import Target, description_from
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_cache import at_hand, find_archive, lock_path
 from ansible_collections.sparkrig.serving.plugins.modules import runtime_archive, wheel_patch
 from tests.fixtures.wheels import lab_patches, make_vllm, make_wheel
 
@@ -128,6 +133,113 @@ def test_without_a_version_the_build_hosts_python_counts(
 def test_the_minor_version_of_an_interpreter() -> None:
     assert runtime_archive._minor_of("/nowhere/python") is None
     assert runtime_archive._minor_of("/bin/false") is None
+
+
+class Acting:
+    """The action with what surrounds it replaced; ``asked`` counts the calls of the module."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ActionBase, "run", lambda *_args, **_more: {})
+        self.asked = 0
+
+    def module(self, **_more: t.Any) -> dict[str, t.Any]:
+        self.asked += 1
+        return {"changed": True}
+
+    def run(
+        self, options: dict[str, t.Any], transport: str = "local", become: object = None, environment: object = None
+    ) -> dict[str, t.Any]:
+        action: t.Any = action_module.ActionModule.__new__(action_module.ActionModule)
+        action._task = types.SimpleNamespace(args=options, environment=[environment])
+        action._connection = types.SimpleNamespace(transport=transport, become=become)
+        action._execute_module = self.module
+        result: dict[str, t.Any] = action.run(task_vars={})
+        return result
+
+
+def test_the_controller_answers_for_its_own_cache_what_the_module_would(
+    run: Run, options: dict[str, t.Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acting = Acting(monkeypatch)
+    assert acting.run(options) == {"changed": True}
+    run(runtime_archive, **options)
+    told = run(runtime_archive, **options)
+    assert acting.run(options) == {name: told[name] for name in ("changed", "actions", "archive")}
+    assert acting.asked == 1
+    # Where a module would run elsewhere, as somebody else, or with other variables, it does.
+    acting.run(options, transport="ssh")
+    acting.run(options, become=object())
+    acting.run(options, environment={"HOME": "/elsewhere"})
+    assert acting.asked == 4
+
+
+def test_what_the_controller_leaves_to_the_module(
+    run: Run, options: dict[str, t.Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(runtime_archive, **options)
+    assert at_hand(options, "x86_64") is not None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_hand({**options, "cache_dir": "~/cache", "wheelhouse": None}, "x86_64") is not None
+    changes: list[dict[str, t.Any]] = [
+        {"cache_dir": "cache"},
+        {"cache_dir": ""},
+        {"wheelhouse": "wheels"},
+        {"export_dir": str(tmp_path / "export")},
+        {"unknown": 1},
+        {"lock": 5},
+        {"lock": LOCK + "torch==2\n"},
+        {"lock": ""},
+        {"lock": "", "lock_inputs": "ray\n"},
+        {"lock": "", "wheelhouse": str(tmp_path / "none")},
+        {"patches": {}},
+        {"patches": None},
+        {"patches": "x"},
+        {"python_version": None},
+        {"python_version": "three"},
+        {"python_version": "3.12"},
+        {"description": None},
+        {"description": {"glibc": "2.34"}},
+    ]
+    for change in changes:
+        assert at_hand({**options, **change}, "x86_64") is None, change
+
+
+def test_a_lock_that_was_carried_or_made_here_counts_on_the_controller_too(
+    run: Run, options: dict[str, t.Any], tmp_path: Path
+) -> None:
+    run(runtime_archive, **options)
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "lock.txt").write_text(LOCK)
+    carried = {**options, "lock": "", "wheelhouse": str(tmp_path / "house")}
+    assert at_hand(carried, "x86_64") == at_hand(options, "x86_64")
+    made = {**options, "lock": "", "lock_inputs": "ray\n", "lock_excludes": "torch\n"}
+    planned = run(runtime_archive, check=True, **made)
+    assert "would make the lock lab-cpu" in planned["actions"][0]
+    description = description_from(options["description"])
+    path = lock_path(tmp_path / "cache", description, Target(**planned["archive"]["target"]), "ray\n", "torch\n")
+    path.parent.mkdir()
+    path.write_text(LOCK)
+    assert at_hand(made, "x86_64") == at_hand(options, "x86_64")
+
+
+def test_a_cache_that_says_nothing_of_a_look_is_completed_once(
+    run: Run, options: dict[str, t.Any], tmp_path: Path
+) -> None:
+    built = run(runtime_archive, **options)["archive"]
+    info = tmp_path / "cache" / f"{built['digest']}.json"
+    told = json.loads(info.read_text())
+    del told["look_sha256"]
+    info.write_text(json.dumps(told))
+    found = find_archive(tmp_path / "cache", built["digest"])
+    assert found is not None
+    assert found.look_sha256 == built["look_sha256"] == json.loads(info.read_text())["look_sha256"]
+    # Of an archive that cannot be read, nothing is known.
+    info.write_text(json.dumps(told))
+    archive = Path(built["path"])
+    stat = archive.stat()
+    archive.write_bytes(b"x" * stat.st_size)
+    os.utime(archive, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert find_archive(tmp_path / "cache", built["digest"]) is None
 
 
 def series(**patches: str) -> list[dict[str, str]]:

@@ -80,7 +80,8 @@ def test_the_fork_is_built_with_the_seeds_pins() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_same_description_gives_the_same_digest(name: str) -> None:
     description = description_from(SHIPPED[name])
-    target, patches = Target("3.12", "aarch64", "2.39"), patches_of(description)
+    target = Target("3.12", "aarch64", "2.39")
+    patches = {patch.name: patch.text for patch in patches_of(description)}
     lock = f"ray==2.60.0 --hash=sha256:{'a' * 64}\n"
     first = digest_of(description, target, lock, patches)
     assert digest_of(description_from(SHIPPED[name]), target, lock, patches) == first

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import typing as t
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from ansible.module_utils.testing import patch_module_args
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.sparkrig.serving.plugins.action import runtime_tree as action_module
+from ansible_collections.sparkrig.serving.plugins.module_utils import _runtime_nodes
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_lock import Holder
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import Layout, NodeFacts, alone
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import Layout
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import NodeFacts, alone
 from ansible_collections.sparkrig.serving.plugins.modules import runtime_tree
 from tests.fixtures.runtimes import MINOR, TARGET, Made, make_archive
 
@@ -395,3 +399,83 @@ def test_removal_waits_for_who_unpacks(node: Node, tmp_path: Path, monkeypatch: 
         assert node.run(check=True, state="absent")["changed"]
     assert node.run(state="absent")["changed"]
     assert not node.root.exists()
+
+
+def put(path: Path, content: str | None = None, mode: int = 0o444, link: str | None = None) -> None:
+    """Something else at *path* of a read-only tree."""
+    path.parent.chmod(0o755)
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_text(content)
+        path.chmod(mode)
+    if link is not None:
+        path.symlink_to(link)
+
+
+DAMAGES: dict[str, t.Callable[[Path], object]] = {
+    "a file is gone": lambda tree: put(tree / "lib/empty.py"),
+    "a file is new": lambda tree: put(tree / "lib/new.py", ""),
+    "a file is longer": lambda tree: put(tree / "lib/empty.py", "x"),
+    "a file has another mode": lambda tree: (tree / "bin/run").chmod(0o444),
+    "a file is a symlink": lambda tree: put(tree / "lib/empty.py", link="other.py"),
+    "a symlink leads elsewhere": lambda tree: put(tree / "bin/python", link="/usr/bin/python2"),
+    "a symlink is a file": lambda tree: put(tree / "bin/python", "", 0o000),
+    "a symlink is gone": lambda tree: put(tree / "bin/python"),
+    "the manifest is gone": lambda tree: put(tree / "manifest.json"),
+    "the manifest is damaged": lambda tree: put(tree / "manifest.json", "{}"),
+    "the manifest is another tree's": lambda tree: put(
+        tree / "manifest.json", (tree / "manifest.json").read_text().replace("lib/empty.py", "lib/other.py")
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_one_look_sees_what_a_comparison_with_the_manifest_sees(node: Node, tmp_path: Path, what: str) -> None:
+    made = make_archive(tmp_path)
+    node.install(made)
+    DAMAGES[what](node.root / "runtime" / ONE)
+    compared = node.run(check=True, **made.options())
+    assert compared["actions"][0].endswith(": it is replaced")
+    looked = node.run(check=True, **made.options(), look_sha256=made.look_sha256)
+    assert looked == {**compared, "invocation": looked["invocation"]}
+    repaired = node.install(made, look_sha256=made.look_sha256)
+    assert repaired["actions"][1] == f"unpacked the runtime {ONE}"
+    assert node.run(**made.options(), look_sha256=made.look_sha256)["changed"] is False
+
+
+def test_a_tree_that_looks_right_is_not_compared(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_archive(tmp_path)
+    first = node.install(made, environment=ENVIRONMENT)
+    compared: list[Path] = []
+
+    def check(tree: Path, *_more: object) -> None:
+        compared.append(tree)
+
+    monkeypatch.setattr(_runtime_nodes, "check_tree", check)
+    again = node.run(environment=ENVIRONMENT, look_sha256=made.look_sha256, **made.options())
+    assert (again["changed"], again["runtime"]) == (False, first["runtime"])
+    assert not compared
+    # Who asks for every byte, says nothing of a look, or another thing, gets the comparison.
+    for options in ({"verify_full": True, "look_sha256": made.look_sha256}, {}, {"look_sha256": "0" * 64}):
+        assert node.run(**made.options(), **options)["changed"] is False
+    assert len(compared) == 3
+    # A look that is right, but at another tree than is meant.
+    node.run(**{**made.options(), "tree_sha256": "0" * 64}, look_sha256=made.look_sha256, check=True)
+    assert len(compared) == 4
+
+
+def test_what_a_run_without_work_imports_is_little() -> None:
+    """A node compiles it anew each time."""
+    code = (
+        "import sys; import ansible_collections.sparkrig.serving.plugins.modules.runtime_tree\n"
+        "names = [name.rpartition('.')[2] for name in sys.modules if 'serving.plugins.module_utils._' in name]\n"
+        "print(*sorted(names))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.split() == ["_launch_lock", "_roce_rules", "_runtime_environment", "_runtime_layout"]

@@ -28,7 +28,8 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_build im
     built_wheels,
     export_wheelhouse,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import Layout, check_tree, install
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import Layout
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import check_tree, install
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import Limits
 from ansible_collections.sparkrig.serving.plugins.modules import runtime_archive
 from lab.common import cache_dir
