@@ -154,6 +154,43 @@ def content_digest(files: t.Mapping[str, tuple[int, str]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def partials(folder: str) -> dict[str, str]:
+    """What an interrupted copy has left: name of the file to path of its part."""
+    found = {}
+    for where, _folders, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
+                whole = os.path.join(where, name[1 : -len(PARTIAL_SUFFIX)])
+                found[os.path.relpath(whole, folder)] = os.path.join(where, name)
+    return found
+
+
+def nearest(folder: str) -> str:
+    """*folder*, or its nearest parent that exists."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def look(folder: str, seen: t.Mapping[str, Stat], entries: t.Mapping[str, Entry]) -> dict[str, t.Any]:
+    """What there is to know of a folder, of what lies in it (`scan`) and what its manifest says (`read_manifest`)."""
+    state = compare(seen, entries)
+    known = {name: entries[name].sha256 for name in state.known}
+    where = nearest(folder)
+    room = os.statvfs(where)
+    complete = len(known) == len(seen) and bool(seen)
+    return {
+        "path": folder,
+        "exists": bool(seen),
+        "files": {name: {"size_bytes": one.size_bytes, "sha256": known.get(name)} for name, one in seen.items()},
+        "damaged": {name: entries[name].sha256 for name in state.damaged},
+        "partial_bytes": {name: os.path.getsize(path) for name, path in partials(folder).items()},
+        "digest": content_digest({n: (seen[n].size_bytes, known[n]) for n in known}) if complete else None,
+        "device": os.stat(where).st_dev,
+        "free_bytes": room.f_bavail * room.f_frsize,
+    }
+
+
 def manifest_text(entries: t.Mapping[str, Entry]) -> bytes:
     """The manifest as a file."""
     files = {

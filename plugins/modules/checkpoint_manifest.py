@@ -140,36 +140,18 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint_hashing import STATE_FILE, hash_apart
 from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import (
     MANIFEST_FILE,
-    PARTIAL_SUFFIX,
     Comparison,
     Entry,
     Stat,
     compare,
-    content_digest,
     hash_files,
+    look,
+    partials,
     read_manifest,
     rehashed,
     scan,
     write_manifest,
 )
-
-
-def partials(folder: str) -> dict[str, str]:
-    """What an interrupted copy has left: name of the file to path of its part."""
-    found = {}
-    for where, _folders, names in os.walk(folder):
-        for name in names:
-            if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
-                whole = os.path.join(where, name[1 : -len(PARTIAL_SUFFIX)])
-                found[os.path.relpath(whole, folder)] = os.path.join(where, name)
-    return found
-
-
-def nearest(folder: str) -> str:
-    """*folder*, or its nearest parent that exists."""
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return folder
 
 
 class Folder:
@@ -240,23 +222,7 @@ class Folder:
 
     def as_dict(self) -> dict[str, t.Any]:
         """The folder for the module's result."""
-        state = self.state
-        known = {name: self.entries[name].sha256 for name in state.known}
-        where = nearest(self.path)
-        room = os.statvfs(where)
-        complete = len(known) == len(self.seen) and bool(self.seen)
-        return {
-            "path": self.path,
-            "exists": bool(self.seen),
-            "files": {
-                name: {"size_bytes": seen.size_bytes, "sha256": known.get(name)} for name, seen in self.seen.items()
-            },
-            "damaged": {name: self.entries[name].sha256 for name in state.damaged},
-            "partial_bytes": {name: os.path.getsize(path) for name, path in partials(self.path).items()},
-            "digest": content_digest({n: (self.seen[n].size_bytes, known[n]) for n in known}) if complete else None,
-            "device": os.stat(where).st_dev,
-            "free_bytes": room.f_bavail * room.f_frsize,
-        }
+        return look(self.path, self.seen, self.entries)
 
 
 def run_present(params: t.Mapping[str, t.Any], check: bool) -> dict[str, t.Any]:

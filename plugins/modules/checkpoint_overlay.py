@@ -35,7 +35,7 @@ attributes:
     support: full
 options:
   base:
-    description: The folder of the base checkpoint. Needed for O(state=present).
+    description: The folder of the base checkpoint. Needed for O(state=present) and O(state=looked).
     type: path
   overlay:
     description:
@@ -49,9 +49,11 @@ options:
   state:
     description:
       - V(present) builds the folder.
+      - V(looked) changes nothing. It says what V(present) would find and do, and in RV(folders) which files there are.
+        What is wrong with them is no failure, but RV(problem).
       - V(absent) removes O(path), if this module built it, and what interrupted runs left. O(base) and O(overlay) stay.
     type: str
-    choices: [present, absent]
+    choices: [present, looked, absent]
     default: present
 seealso:
   - module: sparkrig.serving.checkpoint_info
@@ -85,6 +87,16 @@ path:
   returned: O(state=present)
   type: str
   sample: /srv/models/lab-hybrid
+folders:
+  description: O(base) and O(overlay) as M(sparkrig.serving.checkpoint_manifest) returns them.
+  returned: O(state=looked)
+  type: list
+  elements: dict
+problem:
+  description:
+    - Why O(state=present) would fail; empty when it would not. Then everything that it returns is returned as well.
+  returned: O(state=looked)
+  type: str
 up_to_date:
   description: Whether O(path) was already as it should be.
   returned: O(state=present)
@@ -174,7 +186,12 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint impor
     layout_of,
     plan_hybrid,
 )
-from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import list_folder
+from ansible_collections.sparkrig.serving.plugins.module_utils._manifest import (
+    list_folder,
+    look,
+    read_manifest,
+    scan,
+)
 
 # Tells a folder that this module built. Hidden, so that it is no part of the checkpoint.
 MARKER_FILE = ".sparkrig-checkpoint.json"
@@ -420,7 +437,7 @@ def lines(names: t.Iterable[str], describe: t.Callable[[str], str]) -> str:
     return "".join(f"{name}: {describe(name)}\n" for name in sorted(names))
 
 
-def run(module: AnsibleModule) -> dict[str, t.Any]:
+def run(module: AnsibleModule, check: bool) -> dict[str, t.Any]:
     """Plan, compare, build; the module's result."""
     parameters = module.params
     base, overlay, path = parameters["base"], parameters["overlay"], parameters["path"] or parameters["base"]
@@ -464,12 +481,24 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
             + "".join(f"{folder}\n" for folder in stale),
             "after": lines(entries, lambda name: describe(entries[name])),
         }
-    if not module.check_mode:
+    if not check:
         remove(stale)
         if changed:
             build(path, entries)
             remove(leftovers(path))
     return result
+
+
+def run_looked(module: AnsibleModule) -> dict[str, t.Any]:
+    """What lies in both folders, and what V(present) would say and do."""
+    sources = list(filter(None, (module.params["base"], module.params["overlay"])))
+    folders = [look(path, scan(path), read_manifest(path) if os.path.isdir(path) else {}) for path in sources]
+    try:
+        result = run(module, check=True)
+    except (OSError, ValueError) as error:
+        result = {"problem": str(error), "up_to_date": False, "actions": []}
+    result.pop("diff", None)
+    return {"problem": "", **result, "changed": False, "folders": folders}
 
 
 def run_absent(module: AnsibleModule) -> dict[str, t.Any]:
@@ -495,18 +524,25 @@ def main() -> None:
         "base": {"type": "path"},
         "overlay": {"type": "path"},
         "path": {"type": "path"},
-        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "state": {"type": "str", "choices": ["present", "looked", "absent"], "default": "present"},
         **CHECK_ARGUMENTS,
         **LAYOUT_ARGUMENTS,
     }
     module = AnsibleModule(
         argument_spec=spec,
         required_by={"overlay": ("path",)},
-        required_if=[("state", "present", ("base",)), ("state", "absent", ("path",))],
+        required_if=[
+            ("state", "present", ("base",)),
+            ("state", "looked", ("base",)),
+            ("state", "absent", ("path",)),
+        ],
         supports_check_mode=True,
     )
     try:
-        result = run(module) if module.params["state"] == "present" else run_absent(module)
+        if module.params["state"] == "present":
+            result = run(module, module.check_mode)
+        else:
+            result = run_looked(module) if module.params["state"] == "looked" else run_absent(module)
     except OSError as error:
         hint = {
             errno.EXDEV: "; base and path are on different mounts, choose a path on the base's file system",

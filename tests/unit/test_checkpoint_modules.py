@@ -117,6 +117,24 @@ def test_second_run_changes_nothing(models: Path, build: Run) -> None:
     assert second["digest"] == first["digest"]
 
 
+def test_a_look_changes_nothing_and_says_what_would_be_done(models: Path, build: Run, run: Run) -> None:
+    before = tree(models)
+    looked = build(state="looked")
+    assert (looked["changed"], looked["up_to_date"], looked["problem"]) == (False, False, "")
+    assert tree(models) == before
+    folders = [str(models / "lab-base"), str(models / "lab-mtp")]
+    manifest = run(checkpoint_manifest.main, folders=folders, _ansible_check_mode=True)
+    assert looked["folders"] == manifest["folders"]
+    built = build()
+    assert built["actions"] == looked["actions"]
+    assert build(state="looked")["up_to_date"]
+    (models / "lab-base" / SHARDS[0]).unlink()
+    looked = build(state="looked")
+    assert not looked.get("failed")
+    assert SHARDS[0] in looked["problem"]
+    assert looked["problem"] == build(check=True)["msg"]
+
+
 def same(predicted: dict[str, t.Any], done: dict[str, t.Any]) -> bool:
     """Whether what was predicted came true; Ansible adds owner and mode of a path that exists."""
     return all(done[key] == value for key, value in predicted.items() if key not in {"invocation", *ADDED_BY_ANSIBLE})

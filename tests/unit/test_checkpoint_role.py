@@ -92,6 +92,9 @@ def test_role_builds_once_and_hands_on_the_result(nodes: list[Path], play: t.Cal
     assert play().count("changed=2") == 2
     assert play().count("changed=0") == 2
     results = [json.loads((node / "result.json").read_text()) for node in nodes]
+    # What `site` leaves the main entry point out by.
+    assert [result.pop("up_to_date") for result in looked] == [False, False]
+    assert [result.pop("up_to_date") for result in results] == [True, True]
     assert results == looked
     assert results[0]["path"] == str(nodes[0] / "lab-hybrid")
     assert results[0]["files"] == 4
