@@ -26,8 +26,13 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """Have the module make it so, and tell the runtime that is current beside what was done."""
+        result = self._made(super().run(tmp, task_vars), task_vars)
+        runtime = result.pop("runtime", {})
+        return {**result, **runtime}
+
+    def _made(self, result: dict[str, t.Any], task_vars: dict[str, t.Any] | None) -> dict[str, t.Any]:
         """Ask the module; when it lacks the tree, ship the archive and call it once more."""
-        result: dict[str, t.Any] = super().run(tmp, task_vars)
         options = dict(self._task.args)
         source = options.pop("source", None)
         result.update(self._execute_module(module_name=_MODULE, module_args=options, task_vars=task_vars))

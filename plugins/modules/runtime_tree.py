@@ -174,33 +174,34 @@ missing:
   description: Whether the tree is not there and no archive was given. Nothing was changed then.
   returned: when O(state=present)
   type: bool
-runtime:
-  description: The current runtime.
-  returned: when there is one
-  type: dict
-  contains:
-    digest:
-      description: Its digest.
-      type: str
-    tree_sha256:
-      description: What its tree hashes to.
-      type: str
-    path:
-      description: Where its tree is.
-      type: str
-      sample: /opt/sparkrig/runtime/52a3cdf2bbc18c6a
-    python:
-      description: Its Python, through C(current).
-      type: str
-      sample: /opt/sparkrig/current/bin/python
-    vllm_version:
-      description: The version of vLLM.
-      type: str
-      sample: 0.32.0+cpu.sparkrig.bf07afb0
-    ray_version:
-      description: The version of Ray.
-      type: str
-      sample: 2.60.0
+digest:
+  description: The digest of the runtime that is current now.
+  returned: when there is one, and RV(missing) is not true
+  type: str
+tree_sha256:
+  description: What its tree hashes to.
+  returned: with RV(digest)
+  type: str
+path:
+  description: Where its tree is.
+  returned: with RV(digest)
+  type: str
+  sample: /opt/sparkrig/runtime/52a3cdf2bbc18c6a
+python:
+  description: Its Python, through C(current).
+  returned: with RV(digest)
+  type: str
+  sample: /opt/sparkrig/current/bin/python
+vllm_version:
+  description: The version of vLLM.
+  returned: with RV(digest)
+  type: str
+  sample: 0.32.0+cpu.sparkrig.bf07afb0
+ray_version:
+  description: The version of Ray.
+  returned: with RV(digest)
+  type: str
+  sample: 2.60.0
 previous:
   description: The digest that O(state=previous) would switch to.
   returned: always
@@ -538,7 +539,7 @@ class Node:
         }
         if missing is not None:
             values["missing"] = missing
-        current = self.layout.current_digest()
+        current = None if missing else self.layout.current_digest()
         head = self.head if current is not None and self.head is not None and self.head.digest == current else None
         if current is not None and head is None:
             from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_nodes import load_manifest
@@ -547,6 +548,7 @@ class Node:
             if manifest is not None:
                 head = Head(manifest.digest, manifest.tree_sha256, manifest.versions)
         if head is not None:
+            # The action lays it beside the rest: of a module's own path, Ansible would tell owner, mode and size.
             values["runtime"] = {
                 "digest": head.digest,
                 "tree_sha256": head.tree_sha256,

@@ -121,6 +121,7 @@ def test_a_tree_that_is_missing_changes_nothing(node: Node, tmp_path: Path) -> N
     made = make_archive(tmp_path)
     result = node.run(environment=ENVIRONMENT, **made.options())
     assert (result["changed"], result["missing"], result["actions"]) == (False, True, [])
+    assert "runtime" not in result
     assert not node.root.exists()
     assert not node.env.exists()
 
@@ -305,8 +306,9 @@ class Acting:
 
 
 def test_a_node_that_has_the_tree_gets_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    acting = Acting(monkeypatch, [{"changed": False, "missing": False}])
-    assert acting.run(digest=ONE, source="/x.tar") == {"changed": False, "missing": False}
+    acting = Acting(monkeypatch, [{"changed": False, "missing": False, "runtime": {"digest": ONE, "path": "/x"}}])
+    told = acting.run(digest=ONE, source="/x.tar")
+    assert told == {"changed": False, "missing": False, "digest": ONE, "path": "/x"}
     assert acting.log == [("module", None)]
 
 
