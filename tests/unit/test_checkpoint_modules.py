@@ -21,7 +21,11 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._checkpoint import CONFIG_FILE, INDEX_FILE
-from ansible_collections.sparkrig.serving.plugins.modules import checkpoint_info, checkpoint_manifest, checkpoint_overlay
+from ansible_collections.sparkrig.serving.plugins.modules import (
+    checkpoint_info,
+    checkpoint_manifest,
+    checkpoint_overlay,
+)
 from lab import checkpoint
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
