@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Cache, Model
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
-from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import INDEXER, MLA
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import FULL, INDEXER, MLA, SLIDING
 
 PLAIN_BYTES = 2
 
@@ -29,7 +29,7 @@ class Backend:
     above one;
     row_page: rows of one page of the kernel, where blocks must be whole pages apart (0: no such rule);
     packed_rows: the same for a packed cache dtype, in a kernel that reads other caches row by row;
-    layouts: of the cache that it reads (none: every one).
+    layouts: of the cache that it reads (none: every one); since: the version in whose lists it first is.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Backend:
     row_page: int = 0
     packed_rows: int = 0
     layouts: tuple[str, ...] = ()
+    since: tuple[int, int] = (0, 13)
 
     @property
     def smallest(self) -> int:
@@ -75,11 +76,12 @@ _ROWS = (
     Backend("FLASH_ATTN", "FlashAttentionImpl", multiple=16, dcp_since=(0, 13)),
     Backend("FLASHINFER", "FlashInferImpl", fixed=(16, 32, 64), dcp_since=(0, 13)),
     Backend("TRITON_ATTN", "TritonAttentionImpl", multiple=16),
-    Backend("TRITON_ATTN_DIFFKV", "TritonAttentionDiffKVImpl", multiple=16),
+    Backend("FLASH_ATTN_DIFFKV", "FlashAttentionDiffKVImpl", multiple=16, dcp_since=(0, 20), since=(0, 20)),
+    Backend("TRITON_ATTN_DIFFKV", "TritonAttentionDiffKVImpl", multiple=16, since=(0, 24)),
     Backend("FLEX_ATTENTION", "FlexAttentionImpl", multiple=16, layouts=("LBNHC",)),
     Backend("CPU_ATTN", "CPUAttentionBackendImpl", multiple=32, layouts=("LBHNC",)),
-    Backend("CPU_MLA", "CPUMLAImpl", fixed=(16,)),
-    Backend("AMX_MLA", "AMXMLAImpl", multiple=32),
+    Backend("CPU_MLA", "CPUMLAImpl", fixed=(16,), since=(0, 28)),
+    Backend("AMX_MLA", "AMXMLAImpl", multiple=32, since=(0, 30)),
     Backend("TRITON_MLA", "TritonMLAImpl", multiple=16, dcp_since=(0, 13)),
     Backend("FLASH_ATTN_MLA", "FlashAttnMLAImpl", multiple=16, dcp_since=(0, 13)),
     Backend("FLASHMLA", "FlashMLAImpl", fixed=(64,), dcp_since=(0, 13)),
@@ -91,12 +93,14 @@ _ROWS = (
         fixed=(32, 64),
         dcp_since=(0, 26),
         interleaves_since=(0, 32),
+        since=(0, 24),
     ),
     Backend(
         "FLASH_ATTN_MLA_SPARSE",
         "FlashAttnMLASparseImpl",
         multiple=64,
         row_page=1,
+        since=(0, 26),
     ),
     Backend(
         "FLASHMLA_SPARSE",
@@ -113,28 +117,42 @@ _ROWS = (
         multiple=32,
         dcp_since=(0, 26),
         row_page=32,
+        since=(0, 20),
     ),
     Backend(
         "FLASHINFER_MLA_SPARSE_SM120",
         "FlashInferMLASparseSM120Impl",
         multiple=64,
         row_page=64,
+        since=(0, 24),
     ),
     Backend(
         "FLASHINFER_MLA_SPARSE_SM90",
         "FlashInferMLASparseSM90Impl",
         multiple=64,
         row_page=1,
+        since=(0, 30),
     ),
-    Backend("FLASH_ATTN_MLA_SPARSE_FA4", "FlashAttnMLASparseFA4Impl", multiple=64, dcp_since=(0, 33), row_page=64),
+    Backend(
+        "FLASH_ATTN_MLA_SPARSE_FA4",
+        "FlashAttnMLASparseFA4Impl",
+        multiple=64,
+        dcp_since=(0, 33),
+        row_page=64,
+        since=(0, 33),
+    ),
     Backend("B12X_MLA_SPARSE", "B12xMLASparseImpl", multiple=64, dcp_since=(0, 24)),
 )
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
 _INDEXER_BLOCK = 64
+# The block size that the engine begins with.
+_FIRST_BLOCK = 16
 
 FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 # Opaque rows of sparse MLA: bytes of one token.
 ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
+# Before, only full attention counted packed elements, and all but windows: the others counted one byte for each.
+_PACKS_EVERY_NVFP4, _PACKS_EVERY_INT4 = (0, 24), (0, 28)
 _FORK_ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 368}
 
 
@@ -143,19 +161,33 @@ def usual_backend(request: Request, backend: Backend) -> Backend:
     return BACKENDS["CPU_ATTN"] if request.device == "cpu" and backend.name == "TRITON_ATTN_DIFFKV" else backend
 
 
-def block_size_of(request: Request, model: Model, backend: Backend) -> int:
+def _forced_block(request: Request, model: Model) -> int:
+    """What 0.13 makes of the block size of MLA before it chooses a kernel: what the likeliest one runs."""
+    size, name = request.block_size or _FIRST_BLOCK, request.attention_backend
+    hopper = request.compute_capability is not None and request.compute_capability[0] == 9
+    if model.sparse:
+        return _INDEXER_BLOCK
+    step = 1
+    if name == "CUTLASS_MLA" or (name is None and request.blackwell):
+        step = 128
+    elif hopper and name in (None, "FLASHMLA") or (name == "FLASHINFER_MLA" and size != 32):
+        step = 64
+    return size if size % step == 0 else step
+
+
+def block_size_of(request: Request, model: Model, backend: Backend, dialect: Dialect) -> int:
     """Tokens of one block: what was asked for, or what the backend of the model prefers to 16."""
     if request.device == "cpu":
         if backend.name == "CPU_MLA":
             return 16
         return request.block_size or 128
+    if model.mla and dialect.version < (0, 20):
+        return _forced_block(request, model)
     if request.block_size is not None:
         return request.block_size
     if model.sparse:
         return _INDEXER_BLOCK
-    if backend.multiple:
-        return backend.multiple
-    return 16 if 16 in backend.fixed else backend.smallest
+    return _FIRST_BLOCK if backend.runs(_FIRST_BLOCK) else backend.smallest
 
 
 def plain_bytes(request: Request) -> int:
@@ -176,10 +208,12 @@ def token_bytes(cache: Cache, heads: int, dtype: str, dialect: Dialect, auto_byt
     elements = cache.key + cache.value
     if dtype in FP8:
         return heads * elements
-    if dtype == "nvfp4":
+    if dtype == "nvfp4" and (cache.kind == FULL or dialect.version >= _PACKS_EVERY_NVFP4):
         return heads * (elements // 2 + elements // 16)
-    if dtype == "int4_per_token_head":
+    if dtype == "int4_per_token_head" and (cache.kind != SLIDING or dialect.version >= _PACKS_EVERY_INT4):
         return heads * (cache.key // 2 + cache.value // 2 + 8)
+    if dtype == "nvfp4":
+        return heads * elements
     if dtype.endswith("per_token_head"):
         return heads * (elements + 8)
     return heads * elements * (auto_bytes if dtype == "auto" else PLAIN_BYTES)

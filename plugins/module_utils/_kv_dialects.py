@@ -35,7 +35,8 @@ class Dialect:
     pads_state_pages: state pages of a hybrid may be padded to the largest page.
     pads_attention_pages: attention pages that do not divide the largest may be padded too: `no`, `all` or `plain` (all
     but MLA).
-    window_kernels: a sliding-window layer takes a block size of its own, one that its kernel runs.
+    window_kernels: a sliding-window layer takes a block size of its own: the `smallest` that its kernel runs, or the
+    largest that is `fitting` into the block size (`no`: it does not).
     caches_state_prefixes: hybrids cache prefixes unless they are told not to.
     keeps_every_state: cached prefixes of Mamba2 keep the state of every block; `undrafted`: only without drafts.
     kernel_step: tokens that blocks of a hybrid are multiples of (0: the backend's smallest, or the block size).
@@ -68,7 +69,7 @@ class Dialect:
     projects_layers: bool = True
     pads_state_pages: bool = True
     pads_attention_pages: str = "all"
-    window_kernels: bool = False
+    window_kernels: str = "no"
     caches_state_prefixes: bool = False
     keeps_every_state: str = "no"
     kernel_step: int = 0
@@ -139,13 +140,13 @@ _ROWS = (
         keeps_every_state="always",
         in_flight="batches",
         dcp_texts="short",
-        window_kernels=True,
+        window_kernels="smallest",
         caches_state_prefixes=True,
     ),
     Dialect(
         name="0.28",
         version=(0, 28),
-        window_kernels=True,
+        window_kernels="smallest",
         caches_state_prefixes=True,
         in_flight="batches",
         concurrency="groups",
@@ -154,7 +155,7 @@ _ROWS = (
     Dialect(
         name="0.30",
         version=(0, 30),
-        window_kernels=True,
+        window_kernels="fitting",
         caches_state_prefixes=True,
         null_block=True,
         layouts=True,

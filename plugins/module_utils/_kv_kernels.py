@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable
+from typing import Callable, TypeVar
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
@@ -45,12 +45,11 @@ _FIRST = (0, 13)
 class _Rule:
     """What a kernel of MLA runs.
 
-    since: the version in whose lists it first is; majors: compute capabilities, by major number (none: every one);
+    majors: compute capabilities, by major number (none: every one);
     caches: cache dtypes that it reads, and widths: elements of the latent vector with its rotary part (none: every
     number), both with the version from which on, oldest first; sparse: it is a kernel for sparse MLA.
     """
 
-    since: _Version = _FIRST
     majors: tuple[int, ...] = ()
     caches: tuple[tuple[_Version, tuple[str, ...]], ...] = ()
     widths: tuple[tuple[_Version, tuple[int, ...]], ...] = ()
@@ -86,17 +85,15 @@ _RULES: Mapping[str, _Rule] = {
     "FLASHMLA": _Rule(majors=(9, 10), caches=_DENSE_CACHES, widths=_DENSE_WIDTHS),
     "CUTLASS_MLA": _Rule(majors=(10,), caches=_DENSE_CACHES, widths=_DENSE_WIDTHS),
     "FLASHINFER_MLA": _Rule(majors=(10,), caches=_DENSE_CACHES, widths=_DENSE_WIDTHS),
-    "TOKENSPEED_MLA": _Rule((0, 24), (10,), ((_FIRST, ("fp8", "fp8_e4m3")),), _DENSE_WIDTHS),
-    "FLASH_ATTN_MLA_SPARSE": _Rule((0, 26), (9,), ((_FIRST, BF16),), sparse=True),
+    "TOKENSPEED_MLA": _Rule((10,), ((_FIRST, ("fp8", "fp8_e4m3")),), _DENSE_WIDTHS),
+    "FLASH_ATTN_MLA_SPARSE": _Rule((9,), ((_FIRST, BF16),), sparse=True),
     "FLASHMLA_SPARSE": _Rule(majors=(9, 10), caches=_FLASHMLA_CACHES, widths=_FLASHMLA_WIDTHS, sparse=True),
-    "FLASHINFER_MLA_SPARSE": _Rule((0, 20), (10,), ((_FIRST, _LATENT),), _SPARSE_WIDTHS, sparse=True),
-    "FLASHINFER_MLA_SPARSE_SM120": _Rule((0, 24), (12,), ((_FIRST, _SM120_CACHES),), _SPARSE_WIDTHS, sparse=True),
+    "FLASHINFER_MLA_SPARSE": _Rule((10,), ((_FIRST, _LATENT),), _SPARSE_WIDTHS, sparse=True),
+    "FLASHINFER_MLA_SPARSE_SM120": _Rule((12,), ((_FIRST, _SM120_CACHES),), _SPARSE_WIDTHS, sparse=True),
     "FLASHINFER_MLA_SPARSE_SM90": _Rule(
-        (0, 30), (9,), ((_FIRST, ("auto", "bfloat16", "fp8", "fp8_e4m3")),), _SPARSE_WIDTHS, sparse=True
+        (9,), ((_FIRST, ("auto", "bfloat16", "fp8", "fp8_e4m3")),), _SPARSE_WIDTHS, sparse=True
     ),
-    "FLASH_ATTN_MLA_SPARSE_FA4": _Rule(
-        (0, 33), (10,), ((_FIRST, ("auto", "bfloat16")),), ((_FIRST, (576,)),), sparse=True
-    ),
+    "FLASH_ATTN_MLA_SPARSE_FA4": _Rule((10,), ((_FIRST, ("auto", "bfloat16")),), ((_FIRST, (576,)),), sparse=True),
 }
 
 
@@ -116,6 +113,10 @@ class _Asked:
     heads: int
     dcp: int
     latent: Latent
+    computes_with: str
+    mla: bool = True
+    sink: bool = False
+    window: bool = False
 
     @property
     def major(self) -> int:
@@ -258,7 +259,11 @@ def _mla_order(asked: _Asked) -> list[str]:
         order = (*_HOPPER, "FLASHINFER_MLA_SPARSE_SM90", "FLASH_ATTN_MLA_SPARSE", "FLASHMLA_SPARSE")
     else:
         order = (*_HOPPER, "FLASH_ATTN_MLA_SPARSE", "FLASHMLA_SPARSE", "FLASHINFER_MLA_SPARSE_SM90")
-    return [name for name in order if asked.version >= _RULES[name].since]
+    return [name for name in order if asked.version >= BACKENDS[name].since]
+
+
+def _no_sinks(version: _Version) -> str:
+    return "attention sinks not supported" if version >= (0, 20) else "sink setting not supported"
 
 
 def _objections(name: str, asked: _Asked, block_size: int | None, dialect: Dialect) -> list[str]:
@@ -271,15 +276,28 @@ def _objections(name: str, asked: _Asked, block_size: int | None, dialect: Diale
         found.append("kv_cache_dtype not supported")
     if block_size is not None and not backend.runs(block_size):
         found.append("block_size not supported")
+    if not asked.mla:
+        found.append("non-MLA not supported")
+    if asked.sink:
+        found.append(_no_sinks(asked.version))
     if asked.sparse != rule.sparse:
         found.append("sparse not supported" if asked.sparse else "non-sparse not supported")
     if rule.majors and asked.major not in rule.majors:
         found.append("compute capability not supported")
+    if asked.window and asked.version >= (0, 26):
+        found.append("sliding window not supported")
     if asked.dcp > 1 and dialect.version >= (0, 30) and not backend.has_dcp(dialect):
         found.append("DCP not supported")
     combined = _COMBINATIONS.get(name)
     reason = None if combined is None else combined(asked)
     return found if reason is None else [*found, reason]
+
+
+def computes_with(request: Request, model: Model) -> str:
+    """The dtype that the model computes with on a GPU."""
+    if request.dtype in ("half", "float16") or (request.dtype == "auto" and model.computes_with == "float16"):
+        return "float16"
+    return "bfloat16"
 
 
 def _capability(request: Request) -> tuple[int, int]:
@@ -301,6 +319,32 @@ def _asked_kernel(request: Request, model: Model, dialect: Dialect, dtype: str) 
         heads=model.query_heads // request.tensor_parallel_size,
         dcp=request.decode_context_parallel_size,
         latent=model.latent,
+        computes_with=computes_with(request, model),
+    )
+
+
+def _latent_shape(name: str, dialect: Dialect) -> Backend:
+    """A kernel of MLA with the block sizes that a version has for it."""
+    backend = BACKENDS[name]
+    return replace(backend, multiple=1) if name == "TRITON_MLA" and dialect.version < (0, 20) else backend
+
+
+def _asked_in_vain(layer: _Plain, request: Request, model: Model) -> _Asked:
+    """What a kernel of MLA is asked for where a layer has K and V heads."""
+    return _Asked(
+        version=layer.version,
+        capability=layer.capability,
+        dtype=layer.dtype,
+        sparse=False,
+        width=layer.head,
+        heads=model.query_heads // request.tensor_parallel_size,
+        dcp=layer.dcp,
+        # What the engine reads from a config that does not have it.
+        latent=Latent(nope=1, rope=None, rank=None, value=None, picked=None),
+        computes_with=computes_with(request, model),
+        mla=False,
+        sink=layer.sink,
+        window=layer.window,
     )
 
 
@@ -313,12 +357,13 @@ def _mla_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -
     for name in _mla_order(asked):
         objections = _objections(name, asked, block_size, dialect)
         if not objections:
-            return BACKENDS[name]
+            return _latent_shape(name, dialect)
         refused.append((name, objections))
     raise EngineRefusal(
         texts.no_backend(
             dialect,
             asked.width,
+            asked.computes_with,
             dtype,
             block_size,
             refused,
@@ -331,16 +376,28 @@ def _mla_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -
 
 @dataclass(frozen=True)
 class _Plain:
-    """What a kernel for K and V heads is asked for. head: elements of a head; sink: the layer has attention sinks."""
+    """What a kernel for K and V heads is asked for.
+
+    head: elements of a head; sink: the layer has attention sinks; shared: query heads share a K and V head;
+    mla, sparse: the layer is one of MLA, or of sparse MLA, which no kernel for K and V heads runs.
+    """
 
     version: _Version
-    major: int
+    capability: tuple[int, int]
     dtype: str
     head: int
     block_size: int | None
     window: bool
     sink: bool
     dcp: int
+    shared: bool
+    mla: bool = False
+    sparse: bool = False
+
+    @property
+    def major(self) -> int:
+        """Of the compute capability."""
+        return self.capability[0]
 
     @property
     def quantised(self) -> bool:
@@ -349,120 +406,203 @@ class _Plain:
 
     @property
     def flash_reads(self) -> bool:
-        """Whether FlashAttention reads this quantised cache: its third version on SM90, its fourth on SM100."""
-        return self.dtype != "fp8_e5m2" and (self.major == 9 or (self.major == 10 and self.head <= 128))
+        """Whether FlashAttention reads this quantised cache with such heads: its third version on SM90, its fourth on
+        SM100, and on SM90 for the largest heads."""
+        if self.dtype == "fp8_e5m2":
+            return False
+        if self.major == 9:
+            return self.head <= 256 or (self.head == 512 and self.version >= _FLASH_512)
+        return self.major == 10 and self.head <= 128
 
 
+# From here on the fourth FlashAttention reads quantised caches on SM90, of heads of 512 elements.
+_FLASH_512 = (0, 31)
+# From here on it has a kernel of its own on SM100 for heads of 256 elements.
+_FLASH_256 = (0, 30)
+# From here on FlashInfer reads NVFP4 without the kernels of SM100, too.
+_NVFP4_EVERYWHERE = (0, 32)
+_OLD_CACHES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
 _FLASHINFER_CACHES = (*_LATENT, "fp8_e5m2")
-_TRITON_CACHES = (*_FLASHINFER_CACHES, "int4_per_token_head", "int8_per_token_head", "fp8_per_token_head")
+_TRITON_CACHES = (*_FLASHINFER_CACHES, "int8_per_token_head", "fp8_per_token_head")
+# Cache dtypes that a kernel reads on every GPU, by version, oldest first.
+_PLAIN_CACHES: Mapping[str, tuple[tuple[_Version, tuple[str, ...]], ...]] = {
+    "FLASH_ATTN": _BF16_CACHES,
+    "FLASHINFER": ((_FIRST, _OLD_CACHES), ((0, 20), _FLASHINFER_CACHES)),
+    "TRITON_ATTN": (
+        (_FIRST, _OLD_CACHES),
+        ((0, 20), _TRITON_CACHES),
+        ((0, 26), (*_TRITON_CACHES, "int4_per_token_head")),
+    ),
+    "FLEX_ATTENTION": _BF16_CACHES,
+    "TURBOQUANT": ((_FIRST, ()),),
+}
+# Majors of the GPUs on which FlashInfer reads NVFP4.
+_NVFP4_MAJORS = ((_FIRST, ()), ((0, 24), (8, 9, 10, 12)), ((0, 26), (10,)), (_NVFP4_EVERYWHERE, (8, 9, 10, 12)))
+# Majors of the GPUs on which a kernel takes attention sinks (none: on every one).
+_SINKS: Mapping[str, tuple[tuple[_Version, tuple[int, ...]], ...]] = {
+    "FLASH_ATTN": ((_FIRST, (9,)), ((0, 20), (9, 10))),
+    "FLASHINFER": ((_FIRST, (10,)), ((0, 28), (10, 12)), ((0, 30), (9, 10, 12))),
+    "TRITON_ATTN": ((_FIRST, ()),),
+}
+_FLASHINFER_HEADS = ((_FIRST, (64, 128, 256)), ((0, 24), (64, 128, 256, 512)))
+# The oldest GPU that a kernel runs on.
+_OLDEST = {
+    "FLASH_ATTN": ((_FIRST, (8, 0)),),
+    "FLASHINFER": ((_FIRST, (7, 5)), ((0, 24), (8, 0))),
+}
 _PLAIN_ORDER = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT")
+# No plan comes to it: it only reads cache dtypes of its own.
+_TURBOQUANT = Backend("TURBOQUANT", "TurboQuantAttentionImpl", fixed=(16, 32, 64, 128))
+_T = TypeVar("_T")
+
+
+def _at(version: _Version, table: Sequence[tuple[_Version, _T]]) -> _T:
+    """What holds for a version: the newest entry that is not newer."""
+    return [entry for since, entry in table if version >= since][-1]
+
+
+def _plain_order(asked: _Plain) -> list[str]:
+    """In what order a version tries its kernels for K and V heads."""
+    order = ("FLASHINFER", "FLASH_ATTN", *_PLAIN_ORDER[2:]) if asked.major == 10 else _PLAIN_ORDER
+    return [name for name in order if name != "TURBOQUANT" or asked.version >= (0, 20)]
 
 
 def _plain_reads(name: str, asked: _Plain) -> bool:
-    if name == "FLASH_ATTN":
-        return asked.dtype in BF16 or (asked.dtype in ("fp8", "fp8_e4m3") and asked.major in (9, 10))
-    if name == "FLASHINFER" and asked.dtype == "nvfp4":
-        return asked.major == 10 or (asked.major in (8, 9, 12) and asked.version >= _NVFP4_EVERYWHERE)
-    caches = {"FLASHINFER": _FLASHINFER_CACHES, "TRITON_ATTN": _TRITON_CACHES, "FLEX_ATTENTION": BF16}
-    return asked.dtype in caches.get(name, ())
-
-
-# From here on FlashInfer reads NVFP4 without the kernels of SM100, too.
-_NVFP4_EVERYWHERE = (0, 32)
-
-
-def _plain_head(name: str, head: int) -> bool:
+    if asked.dtype in _at(asked.version, _PLAIN_CACHES[name]):
+        return True
     if name == "FLASHINFER":
-        return head in (64, 128, 256, 512)
-    return head >= 32 if name == "TRITON_ATTN" else name != "FLASH_ATTN" or head % 8 == 0
+        return asked.dtype == "nvfp4" and asked.major in _at(asked.version, _NVFP4_MAJORS)
+    if name != "FLASH_ATTN":
+        return False
+    if asked.version < (0, 24):
+        # It asks whether the cache is quantised, and not in which way.
+        return asked.major == 9 and asked.quantised and (asked.version >= (0, 20) or asked.dtype.startswith("fp8"))
+    majors = (9, 10) if asked.version >= (0, 28) else (9,)
+    return asked.dtype in ("fp8", "fp8_e4m3") and asked.major in majors
 
 
-# Sinks are for these, on GPUs of these majors (none: of every one).
-_SINKS: Mapping[str, tuple[int, ...]] = {"FLASH_ATTN": (9, 10), "FLASHINFER": (10,), "TRITON_ATTN": ()}
+def _plain_head(name: str, asked: _Plain) -> bool:
+    if name == "FLASHINFER":
+        return asked.head in _at(asked.version, _FLASHINFER_HEADS)
+    if name == "FLASH_ATTN":
+        fourth = asked.version >= (0, 20) and asked.major in (9, 10, 11)
+        return asked.head % 8 == 0 and asked.head <= (512 if fourth else 256)
+    return name != "TRITON_ATTN" or asked.head >= 32
 
 
-def _takes_sinks(name: str, major: int) -> bool:
-    return name in _SINKS and (not _SINKS[name] or major in _SINKS[name])
+def _plain_shape(name: str, asked: _Plain) -> Backend:
+    """A kernel for K and V heads with the block sizes that it has for these heads on this GPU."""
+    backend = _TURBOQUANT if name == "TURBOQUANT" else BACKENDS[name]
+    if name == "FLEX_ATTENTION" and asked.version < (0, 24):
+        return replace(backend, multiple=1)
+    if name == "FLASHINFER" and asked.version >= (0, 24) and asked.major == 10 and asked.shared:
+        # The kernels of SM100 run larger pages where query heads share a K and V head.
+        return replace(backend, fixed=(*backend.fixed, 128, 256, 512, 1024))
+    if name != "FLASH_ATTN":
+        return backend
+    if asked.version >= _FLASH_512 and asked.major == 9 and asked.head == 512 and asked.dtype in ("fp8", "fp8_e4m3"):
+        return replace(backend, multiple=0, fixed=(64,))
+    plain = asked.version >= _FLASH_256 and not asked.quantised and not asked.sink and asked.dcp == 1
+    if plain and asked.major == 10 and asked.head == 256:
+        return replace(backend, multiple=0, fixed=(128,))
+    return backend
+
+
+def _plain_sinks(name: str, asked: _Plain) -> bool:
+    majors = _at(asked.version, _SINKS[name]) if name in _SINKS else None
+    return majors is not None and (not majors or asked.major in majors)
 
 
 def _plain_objections(name: str, asked: _Plain) -> list[str]:
     """Why a version does not take a kernel for K and V heads, in its words and order."""
-    ampere = name not in ("FLASH_ATTN", "FLASHINFER") or asked.major >= 8
+    known = _OLDEST.get(name)
+    since = asked.version
     checks = (
-        (_plain_head(name, asked.head), "head_size not supported"),
+        (_plain_head(name, asked), "head_size not supported"),
         (_plain_reads(name, asked), "kv_cache_dtype not supported"),
-        (asked.block_size is None or asked.block_size % 16 == 0, "block_size not supported"),
-        (not asked.sink or _takes_sinks(name, asked.major), "attention sinks not supported"),
-        (ampere, "compute capability not supported"),
-        (not asked.window or name != "TURBOQUANT", "sliding window not supported"),
-        (asked.dcp == 1 or name in ("FLASH_ATTN", "FLASHINFER"), "DCP not supported"),
+        (asked.block_size is None or _plain_shape(name, asked).runs(asked.block_size), "block_size not supported"),
+        (not asked.mla, "MLA not supported"),
+        (not asked.sink or _plain_sinks(name, asked), _no_sinks(since)),
+        (not asked.sparse, "sparse not supported"),
+        (known is None or asked.capability >= _at(since, known), "compute capability not supported"),
+        (not asked.window or name != "TURBOQUANT" or since < (0, 26), "sliding window not supported"),
+        (asked.dcp == 1 or since < (0, 30) or name in ("FLASH_ATTN", "FLASHINFER"), "DCP not supported"),
     )
     found = [words for fine, words in checks if not fine]
-    if name == "FLASH_ATTN" and asked.sink and asked.major < 9:
-        return [*found, "sink not supported on compute capability < 9.0"]
-    if name == "FLASH_ATTN" and asked.quantised and not asked.flash_reads:
-        hopper = "FA3 on SM90 or FA4 on SM100"
-        if asked.version >= (0, 31):
-            hopper = "FA3 on SM90, FA4 with head_size=512 on SM90, or FA4 on SM100"
-        found.append(f"FP8 KV cache requires {hopper}")
-    if name == "FLASHINFER" and asked.dtype == "nvfp4" and asked.version >= _NVFP4_EVERYWHERE:
-        fa2 = asked.major in (8, 9, 12)
-        if fa2 and asked.head == 64:
-            found.append("fa2 prefill misreads an NVFP4 KV cache at head_size 64")
-        elif fa2 and asked.sink:
-            found.append("the sink prefill wrapper cannot read an NVFP4 KV cache")
-    return found
+    combined = _PLAIN_COMBINATIONS.get(name)
+    reason = None if combined is None else combined(asked)
+    return found if reason is None else [*found, reason]
+
+
+def _flash_attn(asked: _Plain) -> str | None:
+    if asked.sink and asked.major < 9:
+        return "sink not supported on compute capability < 9.0"
+    if asked.version < (0, 28) or not asked.quantised or asked.flash_reads:
+        return None
+    if asked.version < _FLASH_512:
+        return "FP8 KV cache requires FA3 on SM90 or FA4 on SM100"
+    return "FP8 KV cache requires FA3 on SM90, FA4 with head_size=512 on SM90, or FA4 on SM100"
+
+
+def _flashinfer(asked: _Plain) -> str | None:
+    if asked.version < _NVFP4_EVERYWHERE or not asked.dtype.startswith("nvfp4") or asked.major not in (8, 9, 12):
+        return None
+    if asked.head == 64:
+        return "fa2 prefill misreads an NVFP4 KV cache at head_size 64"
+    return "the sink prefill wrapper cannot read an NVFP4 KV cache" if asked.sink else None
+
+
+_PLAIN_COMBINATIONS: Mapping[str, Callable[[_Plain], str | None]] = {
+    "FLASH_ATTN": _flash_attn,
+    "FLASHINFER": _flashinfer,
+}
+
+
+def _asked_layers(request: Request, model: Model, dialect: Dialect, dtype: str) -> list[_Plain]:
+    """What kernels for K and V heads are asked for, layer by layer, without repeating what is the same."""
+    tp = request.tensor_parallel_size
+    asked = _Plain(
+        version=dialect.version,
+        capability=_capability(request),
+        dtype=dtype,
+        head=0,
+        # 0.13 chooses first, and fits the blocks to the kernel.
+        block_size=request.block_size if dialect.version >= (0, 20) else None,
+        window=False,
+        sink=model.family == "gpt_oss",
+        dcp=request.decode_context_parallel_size,
+        shared=model.query_heads // tp // max(1, model.kv_heads // tp) > 1,
+        mla=model.mla,
+        sparse=model.sparse,
+    )
+    kinds = (MLA,) if model.mla else (FULL, SLIDING, CHUNKED)
+    caches = [cache for layer in model.layers for cache in layer if cache.kind in kinds]
+    shapes = dict.fromkeys((cache.key, cache.kind == SLIDING) for cache in caches)
+    return [replace(asked, head=head, window=window) for head, window in shapes]
 
 
 def _plain_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
     """The first kernel that the engine has no objection to, for the model's first layer; its refusal for any layer."""
-    major = _capability(request)[0]
-    order = ("FLASHINFER", "FLASH_ATTN", *_PLAIN_ORDER[2:]) if major == 10 else _PLAIN_ORDER
-    sink, dcp = model.family == "gpt_oss", request.decode_context_parallel_size
     taken: list[Backend] = []
-    for head, window in dict.fromkeys(_plain_layers(model)):
-        asked = _Plain(dialect.version, major, dtype, head, request.block_size, window, sink, dcp)
-        refused = [(name, _plain_objections(name, asked)) for name in order]
+    for asked in _asked_layers(request, model, dialect, dtype):
+        refused = [(name, _plain_objections(name, asked)) for name in _plain_order(asked)]
         fitting = [name for name, objections in refused if not objections]
         if not fitting:
             raise EngineRefusal(
                 texts.no_backend(
                     dialect,
-                    head,
+                    asked.head,
+                    computes_with(request, model),
                     dtype,
-                    request.block_size,
+                    asked.block_size,
                     refused,
-                    has_sink=sink,
-                    has_sliding_window=window,
-                    use_dcp=dcp > 1,
+                    has_sink=asked.sink,
+                    has_sliding_window=asked.window,
+                    use_dcp=asked.dcp > 1,
                 )
             )
-        taken.append(BACKENDS[fitting[0]])
-    backend = taken[0]
-    if backend.name == "FLASHINFER" and major == 10 and _shares_heads(request, model):
-        # The kernels of SM100 run larger pages where query heads share a K and V head.
-        return replace(backend, fixed=(*backend.fixed, 128, 256, 512, 1024))
-    return backend
-
-
-def _shares_heads(request: Request, model: Model) -> bool:
-    tp = request.tensor_parallel_size
-    heads = max(1, model.kv_heads // tp)
-    return model.query_heads // tp // heads > 1
-
-
-def _plain_layers(model: Model) -> list[tuple[int, bool]]:
-    """Elements of a head, and whether there is a window, of the layers with K and V heads."""
-    caches = [cache for layer in model.layers for cache in layer if cache.kind in (FULL, SLIDING, CHUNKED)]
-    return [(cache.key, cache.kind == SLIDING) for cache in caches]
-
-
-def _judges_plain(request: Request, model: Model, dialect: Dialect) -> bool:
-    """Whether it is known which kernels for K and V heads are tried: since 0.30, for the usual shapes of heads."""
-    named = request.device == "cuda" and request.compute_capability is not None and dialect.version >= (0, 30)
-    heads = [cache for layer in model.layers for cache in layer if cache.key]
-    usual = all(cache.kind in (FULL, SLIDING, CHUNKED) and cache.key == cache.value <= 256 for cache in heads)
-    return named and not model.mla and bool(heads) and usual
+        taken.append(_plain_shape(fitting[0], asked))
+    return taken[0]
 
 
 def _sparse_backend(request: Request, dialect: Dialect) -> str:
@@ -474,48 +614,105 @@ def _sparse_backend(request: Request, dialect: Dialect) -> str:
     return "FLASHINFER_MLA_SPARSE" if major == 10 else "FLASHMLA_SPARSE"
 
 
-def _judges_latent(request: Request, model: Model, dialect: Dialect) -> bool:
-    """Whether it is known which kernels of MLA are tried: a GPU was named, and the fork has a sparse one of its own."""
-    named = request.device == "cuda" and request.compute_capability is not None
-    return named and model.mla and not (model.sparse and dialect.name == "dark-devotion")
+def _judges(request: Request, model: Model, dialect: Dialect) -> bool:
+    """Whether it is known which kernels are tried: a GPU was named, and layers are of a usual kind.
+
+    The fork has a kernel of sparse MLA of its own.
+    """
+    if request.device != "cuda" or request.compute_capability is None:
+        return False
+    if model.mla:
+        return not (model.sparse and dialect.name == "dark-devotion")
+    heads = [cache for layer in model.layers for cache in layer if cache.key]
+    return bool(heads) and all(cache.kind in (FULL, SLIDING, CHUNKED) for cache in heads)
 
 
-def _named_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
+def _named_backend(name: str, request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
     """The kernel that was asked for by name, unless the engine refuses it."""
-    name = request.attention_backend
-    if name is None or name not in BACKENDS:
+    asked_latent, asked_plain = name in _RULES, name in _PLAIN_CACHES
+    if not (asked_latent or asked_plain) or not _judges(request, model, dialect):
+        return BACKENDS[name]
+    layers = _asked_layers(request, model, dialect, dtype)
+    for layer in layers:
+        if asked_plain:
+            objections = _plain_objections(name, layer)
+        elif model.mla:
+            objections = _objections(name, _asked_kernel(request, model, dialect, dtype), layer.block_size, dialect)
+        else:
+            objections = _objections(name, _asked_in_vain(layer, request, model), layer.block_size, dialect)
+        if objections:
+            raise EngineRefusal(texts.backend_not_valid(name, objections))
+    return _plain_shape(name, layers[0]) if asked_plain else _latent_shape(name, dialect)
+
+
+def _check_name(name: str, request: Request, dialect: Dialect) -> None:
+    """Refuses a kernel that is not known here, or not to this engine, or not to this device."""
+    if name not in BACKENDS:
         raise ValueError(
             "attention_backend: {!r} is not known here; known are {}".format(name, ", ".join(sorted(BACKENDS)))
         )
-    if name in _RULES and _judges_latent(request, model, dialect) and dialect.version >= _RULES[name].since:
-        objections = _objections(name, _asked_kernel(request, model, dialect, dtype), request.block_size, dialect)
-        if objections:
-            raise EngineRefusal(texts.backend_not_valid(name, objections))
-    return BACKENDS[name]
+    if dialect.version < BACKENDS[name].since or (name == _FORKED and dialect.name != "dark-devotion"):
+        raise ValueError(f"attention_backend: {name!r} is not known to engine {dialect.name}")
+    if request.device == "cuda" and name in _OF_CPUS:
+        raise ValueError(f"attention_backend: {name!r} is a kernel of CPUs, and device is cuda")
+
+
+# The kernel that only the fork has.
+_FORKED = "B12X_MLA_SPARSE"
+_OF_CPUS = ("CPU_ATTN", "CPU_MLA", "AMX_MLA")
+
+
+def _cpu_backend(name: str | None, model: Model) -> Backend:
+    """The kernel of a CPU, whatever else was asked for by name; which of the two of MLA it is, is up to the CPU."""
+    if model.family == "mimo_v2_flash":
+        # K and V heads of different sizes have a kernel of their own, on a CPU too.
+        return BACKENDS["TRITON_ATTN_DIFFKV"]
+    if not model.mla:
+        return BACKENDS["CPU_ATTN"]
+    return BACKENDS["AMX_MLA" if name == "AMX_MLA" else "CPU_MLA"]
+
+
+def _split_backend(name: str | None, request: Request, model: Model, dialect: Dialect) -> Backend:
+    """The kernel for K and V heads of different sizes: FlashAttention's where its third or fourth version runs."""
+    if name is not None and name.endswith("_DIFFKV"):
+        return BACKENDS[name]
+    major = request.compute_capability[0] if request.compute_capability else 12
+    caches = [cache for layer in model.layers for cache in layer if cache.key != cache.value]
+    head, value = caches[0].key, caches[0].value
+    narrow = head <= 128 or (head == 192 and (value == 128 or dialect.version < (0, 28)))
+    fits = major == 9 or (major == 10 and narrow)
+    return BACKENDS["FLASH_ATTN_DIFFKV" if fits or dialect.version < (0, 24) else "TRITON_ATTN_DIFFKV"]
 
 
 def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
     """The backend that the engine takes for the model's attention layers. dtype: of the cache, as it was asked for."""
-    if request.attention_backend is not None:
-        return _named_backend(request, model, dialect, dtype)
+    name = request.attention_backend
+    if name is not None:
+        _check_name(name, request, dialect)
     if request.device == "cpu":
-        if model.family == "mimo_v2_flash":
-            # K and V heads of different sizes have a kernel of their own, on a CPU too.
-            return BACKENDS["TRITON_ATTN_DIFFKV"]
-        return BACKENDS["CPU_MLA" if model.mla else "CPU_ATTN"]
-    if _judges_latent(request, model, dialect):
-        return _mla_backend(request, model, dialect, dtype)
+        return _cpu_backend(name, model)
+    if any(cache.key != cache.value for layer in model.layers for cache in layer if cache.kind in (FULL, SLIDING)):
+        return _split_backend(name, request, model, dialect)
+    if name is None and dialect.version < (0, 20) and model.mla and not model.sparse and request.blackwell:
+        # 0.13 asks for it itself.
+        name = "CUTLASS_MLA"
+    if name is not None:
+        return _named_backend(name, request, model, dialect, dtype)
+    if _judges(request, model, dialect):
+        chosen = _mla_backend if model.mla else _plain_backend
+        return chosen(request, model, dialect, dtype)
+    return BACKENDS[_likely_backend(request, model, dialect, dtype)]
+
+
+def _likely_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> str:
+    """The kernel where the GPU is not known, or not judged: that of the GPU that this is for."""
     if model.sparse:
-        return BACKENDS[_sparse_backend(request, dialect)]
+        return _sparse_backend(request, dialect)
     if model.mla:
-        return BACKENDS["TRITON_MLA"]
-    if _judges_plain(request, model, dialect):
-        return _plain_backend(request, model, dialect, dtype)
+        return "TRITON_MLA"
     if "per_token_head" in dtype:
-        return BACKENDS["TRITON_ATTN"]
-    if dtype == "nvfp4" or request.blackwell:
-        return BACKENDS["FLASHINFER"]
-    return BACKENDS["FLASH_ATTN"]
+        return "TRITON_ATTN"
+    return "FLASHINFER" if dtype == "nvfp4" or request.blackwell else "FLASH_ATTN"
 
 
 # The version that first knew a cache dtype, where it was not there from the start.

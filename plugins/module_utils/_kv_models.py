@@ -101,6 +101,7 @@ class Model:
     assumptions: sentences about keys that the config leaves to the engine's defaults;
     refusal: what the engine's model class says against this config;
     latent: what kernels of MLA ask for (None: no MLA);
+    computes_with: the dtype that the config asks for (None: it does not);
     dealt_width: elements of a layer that must be a multiple of all ranks, stages included (0: no such rule);
     expert_layers: by layer, whether it has experts, where no pipeline stage may be without (empty: no such rule), and
     no_experts: what the model class says of such a stage.
@@ -128,6 +129,7 @@ class Model:
     assumptions: tuple[str, ...] = ()
     refusal: str | None = None
     latent: Latent | None = None
+    computes_with: str | None = None
     dealt_width: int = 0
     expert_layers: tuple[bool, ...] = ()
     no_experts: str = ""
@@ -1076,6 +1078,25 @@ def _merged_part(part: Config, overrides: Config) -> dict[str, Any]:
     return merged
 
 
+# Model types, as the config itself gives them, that the engine does not compute with float16.
+_NO_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
+
+
+def refuses_float16(config: Config) -> bool:
+    """Whether the engine does not compute with float16 for this model; a config that asks for it gets bfloat16."""
+    return config.get("model_type") in _NO_FLOAT16
+
+
+def _wanted_dtype(config: Config, text: Config) -> str | None:
+    """The dtype that the config asks for, under its new or its old name."""
+    for part in (config, text):
+        for key in ("dtype", "torch_dtype"):
+            if part.get(key) is not None:
+                wanted = str(part[key])
+                return None if wanted == "float16" and refuses_float16(config) else wanted
+    return None
+
+
 def _switched_off(fields: _Fields, family: Family) -> int | None:
     """The window that disable_sliding_window takes from a model, and which no request may be longer than then."""
     if fields.model_type == "mimo_v2_flash":
@@ -1128,6 +1149,7 @@ def read_model(config: Config, windowless: bool = False) -> Model:
         assumptions=fields.assumptions,
         refusal=fields.refusal,
         latent=_latent_shape(fields) if family.mla else None,
+        computes_with=_wanted_dtype(config, text),
         dealt_width=fields.integer("intermediate_size", 2880) if model_type == "gpt_oss" else 0,
         expert_layers=tuple(family.experts(fields, len(layers))) if family.experts is not None else (),
         no_experts=family.no_experts,

@@ -50,6 +50,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import
     StateShape,
     merge_overrides,
     read_model,
+    refuses_float16,
     settled,
     with_every_indexer,
 )
@@ -428,8 +429,10 @@ class _Builder:
             stride=stride,
             kernel_rows=rows,
         )
-        if cache.kind == SLIDING and self.dialect.window_kernels:
-            spec = spec.with_block_size(self.backend.window_block(self.block_size))
+        if cache.kind == SLIDING and self.dialect.window_kernels != "no":
+            fitting = self.dialect.window_kernels == "fitting"
+            own = self.backend.window_block(self.block_size) if fitting else self.backend.smallest
+            spec = spec.with_block_size(own)
         return spec
 
     def _state(self, cache: Cache) -> Spec:
@@ -504,6 +507,8 @@ def build_geometry(request: Request) -> Geometry:
     """Specs, groups and blocks for a request; EngineRefusal where vLLM would die, ValueError for no question at all."""
     dialect = find_dialect(request.engine)
     model = find_model(request, dialect)
+    if request.dtype in ("half", "float16") and refuses_float16(request.config):
+        raise EngineRefusal(texts.no_float16(str(request.config["model_type"])))
     try:
         return _build_geometry(request, dialect, model)
     except EngineRefusal:
@@ -529,7 +534,8 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
     if unreadable(dtype, model):
         raise EngineRefusal(texts.no_backend_at_all())
     mode = _state_mode(request, model, dialect)
-    builder = _Builder(request, dialect, model, backend, dtype, block_size_of(request, model, backend), mode, 0, 0)
+    first = block_size_of(request, model, backend, dialect)
+    builder = _Builder(request, dialect, model, backend, dtype, first, mode, 0, 0)
     if model.hybrid:
         builder = _enlarged(builder)
     if not dialect.late_interleave:

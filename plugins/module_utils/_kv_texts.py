@@ -90,6 +90,14 @@ def auto_fit_log(dialect: Dialect, device: str, original: int, fitted: int, budg
     return f"Auto-fit max_model_len: reduced from {original} to {fitted} to fit in {room}"
 
 
+def no_float16(model_type: str) -> str:
+    """A model that is not to be computed with float16."""
+    return (
+        f"The model type {model_type!r} does not support float16. Reason: Numerical instability. Please use bfloat16 "
+        "or float32 instead."
+    )
+
+
 def heads_not_divisible(heads: int, tensor_parallel: int) -> str:
     """Query heads that cannot be dealt out over the tensor-parallel ranks."""
     return f"Total number of attention heads ({heads}) must be divisible by tensor parallel size ({tensor_parallel})."
@@ -313,6 +321,7 @@ _SELECTION = (
 def no_backend(
     dialect: Dialect,
     head_size: int,
+    computes_with: str,
     dtype: str,
     block_size: int | None,
     refused: Sequence[tuple[str, Sequence[str]]],
@@ -322,7 +331,7 @@ def no_backend(
     what is true of the layer, by the engine's names."""
     said: dict[str, object] = {
         "head_size": head_size,
-        "dtype": "torch.bfloat16",
+        "dtype": "torch." + computes_with,
         "kv_cache_dtype": dtype,
         "block_size": block_size,
         "attn_type": "AttentionType.DECODER" if dialect.version >= (0, 20) else "decoder",

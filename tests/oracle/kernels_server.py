@@ -14,11 +14,13 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import inspect
 import json
 import os
 import sys
 import typing as t
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -31,6 +33,8 @@ torch: t.Any = importlib.import_module("torch")
 ABSENT = ("gguf", "flashinfer", "tokenspeed_mla", "vllm.vllm_flash_attn", "vllm._C_stable_libtorch", "vllm._C")
 # The GPU that is asked about: none while modules are imported.
 GPU = SimpleNamespace(capability=(0, 0))
+# Sizes that every kernel is asked about.
+BLOCKS = (8, 16, 32, 48, 64, 96, 128, 256)
 # Kernels of other makers, which need what this machine has not.
 FOREIGN = ("ROCM", "XPU", "CPU", "CUSTOM", "AITER", "TORCH_SDPA")
 
@@ -98,12 +102,30 @@ def load_kernels(registry: t.Any) -> None:
     torch.empty, torch.zeros, torch.cuda.get_device_properties = kept
 
 
+def flash_attention_versions(vllm: t.Any) -> t.Any:
+    """FlashAttention's own judgement of which of its versions a GPU runs, as if all of them were compiled.
+
+    The archive of 0.13 lacks it: the installed one stands in.
+    """
+    name = "vllm_flash_attn/flash_attn_interface.py"
+    folders = [Path(vllm.__file__).parent, *(Path(folder) / "vllm" for folder in sys.path)]
+    found = next(folder / name for folder in folders if (folder / name).is_file())
+    spec = importlib.util.spec_from_file_location("flash_attention_versions", found)
+    assert spec is not None and spec.loader is not None
+    module: t.Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.FA2_AVAILABLE = module.FA3_AVAILABLE = module.FA4_AVAILABLE = True
+    return module
+
+
 def prepare() -> t.Any:
     """The platform with everything in place."""
     sys.meta_path.insert(0, Finder())
-    importlib.import_module("vllm")
+    versions = flash_attention_versions(importlib.import_module("vllm"))
     for name in [name for name in sys.modules if name.startswith("vllm.vllm_flash_attn")]:
         del sys.modules[name]
+    judge: t.Any = importlib.import_module("vllm.vllm_flash_attn.flash_attn_interface")
+    judge.is_fa_version_supported = versions.is_fa_version_supported
     here: t.Any = type(importlib.import_module("vllm.platforms").current_platform)
     here.num_compute_units = classmethod(lambda _cls, device_id=0: 132)
     utilities = first("vllm.v1.attention.backends.fa_utils", "vllm.attention.utils.fa_utils")
@@ -113,7 +135,11 @@ def prepare() -> t.Any:
     setting("_is_flashmla_available", lambda: (True, None), *flashmla)
     setting("has_flashinfer_sparse_mla_sm120", lambda: True, "vllm.utils.flashinfer")
     setting("has_flashinfer", lambda: True, "vllm.utils.flashinfer")
-    setting("supports_trtllm_attention", lambda **_phase: GPU.capability[0] == 10, "vllm.utils.flashinfer")
+    setting("has_nvidia_artifactory", lambda: True, "vllm.utils.flashinfer")
+    with contextlib.suppress(AttributeError):
+        # It remembers the first GPU that it was asked about.
+        flashinfer: t.Any = importlib.import_module("vllm.utils.flashinfer")
+        flashinfer.supports_trtllm_attention = flashinfer.supports_trtllm_attention.__wrapped__
     load_kernels(first("vllm.v1.attention.backends.registry", "vllm.attention.backends.registry"))
     with contextlib.suppress(AttributeError):
         # Imported on a GPU only.
@@ -135,6 +161,12 @@ def prepare() -> t.Any:
     return cuda
 
 
+def head_size(config: dict[str, t.Any]) -> int:
+    """Elements that a kernel is asked for: of a head, or of the latent vector with its rotary part."""
+    latent = "kv_lora_rank" in config
+    return int(config["kv_lora_rank"] + config["qk_rope_head_dim"] if latent else config["head_dim"])
+
+
 def model_config(question: dict[str, t.Any]) -> SimpleNamespace:
     """What the kernels ask of a model."""
     config = SimpleNamespace(**question["config"])
@@ -142,8 +174,9 @@ def model_config(question: dict[str, t.Any]) -> SimpleNamespace:
         hf_text_config=config,
         hf_config=config,
         get_num_attention_heads=lambda _parallel: question["heads"],
-        get_head_size=lambda: question["config"]["head_dim"],
+        get_head_size=lambda: head_size(question["config"]),
         get_num_kv_heads=lambda _parallel: 1,
+        is_hybrid=False,
         is_diffusion=False,
         is_mm_prefix_lm=False,
         rswa_window=None,
@@ -170,8 +203,8 @@ def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str
     config, dcp = question["config"], question["dcp"]
     latent = "kv_lora_rank" in config
     asked = {
-        "head_size": config["kv_lora_rank"] + config["qk_rope_head_dim"] if latent else config["head_dim"],
-        "dtype": torch.bfloat16,
+        "head_size": head_size(config),
+        "dtype": getattr(torch, question.get("model_dtype", "bfloat16")),
         "kv_cache_dtype": cache_dtype(question),
         "block_size": question["block_size"],
         "use_mla": latent,
@@ -184,13 +217,77 @@ def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str
     registry = first("vllm.v1.attention.backends.registry", "vllm.attention.backends.registry")
     named = question.get("backend")
     chosen = None if named is None else registry.AttentionBackendEnum[named]
+    if not hasattr(cuda, "update_block_size_for_backend"):
+        chosen, asked["block_size"] = forced(cuda, chosen, question)
     # Older versions do not ask for the heads.
     heads = [question["heads"]] if "num_heads" in inspect.signature(cuda.get_attn_backend_cls).parameters else []
     try:
         module, _dot, name = cuda.get_attn_backend_cls(chosen, whole, *heads).rpartition(".")
     except ValueError as error:
         return {"taken": None, "error": str(error)}
-    return {"taken": getattr(importlib.import_module(module), name).get_name(), "error": ""}
+    taken = getattr(importlib.import_module(module), name)
+    sizes = taken.get_supported_kernel_block_sizes()
+    preferred = getattr(taken, "get_preferred_block_size", lambda default: default)
+    asked["block_size"] = asked["block_size"] or preferred(16)
+    return {
+        "taken": taken.get_name(),
+        "error": "",
+        "sizes": ", ".join(spoken(size) for size in sizes),
+        "runs": [block for block in BLOCKS if any(block % getattr(size, "base", size) == 0 for size in sizes)],
+        # Models with an indexer take the size that it wants.
+        "block_size": None if "index_topk" in config else asked["block_size"],
+        **({} if latent else layer(taken, question, asked)),
+    }
+
+
+def forced(cuda: t.Any, chosen: t.Any, question: dict[str, t.Any]) -> tuple[t.Any, int]:
+    """The kernel and the block size that 0.13 settles before it looks at any layer."""
+    cache = SimpleNamespace(block_size=question["block_size"])
+    attention = SimpleNamespace(backend=chosen)
+    config = SimpleNamespace(**question["config"])
+    cuda.check_and_update_config(
+        SimpleNamespace(
+            cache_config=cache,
+            attention_config=attention,
+            model_config=SimpleNamespace(
+                use_mla="kv_lora_rank" in question["config"], hf_config=config, is_mm_prefix_lm=False
+            ),
+            parallel_config=MagicMock(),
+            scheduler_config=MagicMock(),
+        )
+    )
+    return attention.backend, int(cache.block_size)
+
+
+def layer(taken: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The cache of one layer as vLLM's own class describes it."""
+    cache = SimpleNamespace(block_size=asked["block_size"], skip_page_size_padded=None)
+    model = SimpleNamespace(dtype=asked["dtype"], use_mla=False)
+    utilities = importlib.import_module("vllm.utils.torch_utils")
+    kind = first("vllm.model_executor.layers.attention.attention", "vllm.attention.layer").Attention
+    if "attention_chunk_size" in question["config"]:
+        folders = ("vllm.model_executor.layers.attention", "vllm.attention.layers")
+        kind = first(*(f"{folder}.chunked_local_attention" for folder in folders)).ChunkedLocalAttention
+    whole = SimpleNamespace(
+        attn_type=first("vllm.v1.attention.backend", "vllm.attention.backends.abstract").AttentionType.DECODER,
+        attn_backend=taken,
+        kv_cache_dtype=question["dtype"],
+        kv_cache_torch_dtype=utilities.kv_cache_dtype_str_to_dtype(question["dtype"], model),
+        sliding_window=question["config"].get("sliding_window"),
+        attention_chunk_size=question["config"].get("attention_chunk_size"),
+        num_kv_heads=1,
+        head_size=asked["head_size"],
+        head_size_v=asked["head_size"],
+    )
+    spec = kind.get_kv_cache_spec(whole, SimpleNamespace(cache_config=cache, model_config=model))
+    # Since 0.28 a kernel packs what is quantised in its own way.
+    spec = getattr(taken, "customize_spec", lambda same: same)(spec)
+    return {"block_size": spec.block_size, "page": spec.page_size_bytes}
+
+
+def spoken(size: t.Any) -> str:
+    """A size of a kernel's blocks, as newer versions print it."""
+    return f"MultipleOf({size.base})" if hasattr(size, "base") else str(size)
 
 
 def selector_fields(selector: t.Any) -> tuple[str, ...]:
