@@ -15,7 +15,7 @@ from lab.play import play, play_until
 PLACES = [
     ("profile : Load the profile", 0.3),
     ("preflight : gather | See what", 1.0),
-    ("checkpoint : look | Check base", 0.5),
+    ("checkpoint : look | See which files", 0.5),
     ("kv_budget : fit | Fit the model", 0.5),
     ("runtime : archive | Build", 0.5),
     ("os_prune : Stop and mask", 1.0),
@@ -24,7 +24,7 @@ PLACES = [
     ("checkpoint : Lay the overlay", 0.5),
     ("kv_budget : Measure the nodes", 0.5),
     ("ray_cluster : node | Run", 1.0),
-    ("vllm_serve : Wait until the engine", 10.0),
+    ("vllm_serve : start | Wait until the engine", 10.0),
     ("verify : Ask for a completion", 0.5),
 ]
 

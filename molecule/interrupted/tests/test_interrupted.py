@@ -19,8 +19,8 @@ PLACES = [
     ("fabric : Bring the rails up", 2.0),
     ("runtime : Have the tree on every node", 5.0),
     ("runtime : Have the tree on every node", 15.0),
-    ("ray_cluster : Wait until the head", 1.0),
-    ("vllm_serve : Wait until the engine", 10.0),
+    ("ray_cluster : follow | Wait until the head", 1.0),
+    ("vllm_serve : start | Wait until the engine", 10.0),
 ]
 
 
