@@ -139,7 +139,12 @@ def site(figures: Figures) -> Section:
     """`site` cold and warm by number of nodes."""
     runs, warm = figures["runs"], warm_by_nodes(figures)
     rows = [
-        [str(run["nodes"]), f"{run['cold_s']:.0f}", ", ".join(f"{seconds:.1f}" for seconds in run["warm_s"])]
+        [
+            str(run["nodes"]),
+            f"{run['cold_s']:.0f}",
+            ", ".join(f"{seconds:.1f}" for seconds in run["warm_s"]),
+            f"{min(run['controller_processor_s']):.1f}",
+        ]
         for run in runs
     ]
     spent = max(runs, key=lambda run: run["nodes"])["roles_s"]
@@ -161,10 +166,11 @@ def site(figures: Figures) -> Section:
             From bare nodes to a proven completion (cold), and again with nothing to do (warm, every run). The nodes
             are containers that share the {figures["cores"]} cores of this machine, with one rank of the lab's model
             on each (tensor parallelism over all of them; the model has eight attention heads here, so that eight
-            ranks have one each). What machines of their own do side by side is done here by the same cores. The node
-            image and the runtime's archive were built before.
+            ranks have one each). What machines of their own do side by side is done here by the same cores; the
+            last column is what the controller itself has to do. The node image and the runtime's archive were built
+            before.
         """),
-        *table(["nodes", "cold s", "warm s"], rows),
+        *table(["nodes", "cold s", "warm s", "the controller's processor time, warm s"], rows),
         *plot("site-cold", "Seconds of a cold site by role and number of nodes"),
         *plot("site-warm", "Seconds of a site that has nothing to do, by number of nodes"),
     ]

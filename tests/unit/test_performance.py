@@ -38,7 +38,14 @@ MACHINE = {
 
 def run_of(nodes: int, cold_s: float, warm_s: list[float]) -> dict[str, t.Any]:
     roles = {"profile": 1.0, "runtime": cold_s / 2, "vllm_serve": cold_s / 2 - 1}
-    return {"nodes": nodes, "cold_s": cold_s, "roles_s": roles, "warm_s": warm_s}
+    controller = [seconds / 2 for seconds in warm_s]
+    return {
+        "nodes": nodes,
+        "cold_s": cold_s,
+        "roles_s": roles,
+        "warm_s": warm_s,
+        "controller_processor_s": controller,
+    }
 
 
 def calculator(name: str, seconds: float, *figures: float | None, refusal: str = "") -> dict[str, t.Any]:
