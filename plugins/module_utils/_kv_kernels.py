@@ -379,7 +379,8 @@ class _Plain:
     """What a kernel for K and V heads is asked for.
 
     head: elements of a head; sink: the layer has attention sinks; shared: query heads share a K and V head;
-    mla, sparse: the layer is one of MLA, or of sparse MLA, which no kernel for K and V heads runs.
+    mla, sparse: the layer is one of MLA, or of sparse MLA, which no kernel for K and V heads runs; capped: its logits
+    are capped.
     """
 
     version: _Version
@@ -393,6 +394,7 @@ class _Plain:
     shared: bool
     mla: bool = False
     sparse: bool = False
+    capped: bool = False
 
     @property
     def major(self) -> int:
@@ -502,7 +504,7 @@ def _plain_shape(name: str, asked: _Plain) -> Backend:
         return backend
     if asked.version >= _FLASH_512 and asked.major == 9 and asked.head == 512 and asked.dtype in ("fp8", "fp8_e4m3"):
         return replace(backend, multiple=0, fixed=(64,))
-    plain = asked.version >= _FLASH_256 and not asked.quantised and not asked.sink and asked.dcp == 1
+    plain = asked.version >= _FLASH_256 and not asked.quantised and not asked.capped and asked.dcp == 1
     if plain and asked.major == 10 and asked.head == 256:
         return replace(backend, multiple=0, fixed=(128,))
     return backend
@@ -574,6 +576,7 @@ def _asked_layers(request: Request, model: Model, dialect: Dialect, dtype: str) 
         shared=model.query_heads // tp // max(1, model.kv_heads // tp) > 1,
         mla=model.mla,
         sparse=model.sparse,
+        capped=model.family == "gemma2",
     )
     kinds = (MLA,) if model.mla else (FULL, SLIDING, CHUNKED)
     caches = [cache for layer in model.layers for cache in layer if cache.kind in kinds]

@@ -30,7 +30,15 @@ os.dup2(2, 1)
 
 torch: t.Any = importlib.import_module("torch")
 
-ABSENT = ("gguf", "flashinfer", "tokenspeed_mla", "vllm.vllm_flash_attn", "vllm._C_stable_libtorch", "vllm._C")
+ABSENT = (
+    "gguf",
+    "diskcache",
+    "flashinfer",
+    "tokenspeed_mla",
+    "vllm.vllm_flash_attn",
+    "vllm._C_stable_libtorch",
+    "vllm._C",
+)
 # The GPU that is asked about: none while modules are imported.
 GPU = SimpleNamespace(capability=(0, 0))
 # Sizes that every kernel is asked about.

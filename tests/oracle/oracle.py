@@ -18,12 +18,13 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner impor
 
 VARIABLE = "SPARKRIG_ORACLE_PYTHON"
 SERVER = Path(__file__).with_name("oracle_server.py")
+OLD_SERVER = Path(__file__).with_name("planner_server.py")
 
 
 class Oracle:
-    """One running server; *sources* are those of another version, whose planner it then asks."""
+    """One running server, of the program *server*; *sources* are those of another version, whose planner it asks."""
 
-    def __init__(self, sources: Path | None = None) -> None:
+    def __init__(self, sources: Path | None = None, server: Path = SERVER) -> None:
         python = os.environ.get(VARIABLE)
         if not python or not os.access(python, os.X_OK):
             raise RuntimeError(
@@ -33,7 +34,7 @@ class Oracle:
         descriptor, name = tempfile.mkstemp(suffix=".log")
         self.log = Path(name)
         self.process = subprocess.Popen(
-            [python, str(SERVER)],
+            [python, str(server)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=descriptor,
