@@ -146,7 +146,7 @@ def test_the_page_says_what_was_measured_where_and_when() -> None:
         "| what engines logged | 54,728 | 33,024 | 132,096 |  |",
         "a third refuses: it cannot.",
         "| pruning, time beside the loop | 0.0625 | 0.125 | yes |",
-        "| 8 | 320 | 20.0, 18.0 |",
+        "| 8 | 320 | 20.0, 18.0 | 9.0 |",
         "| `site` with nothing to do on four nodes | 15 s | 20 s | yes |",
         "| the same on eight nodes, beside four | 1.2 | 1.4 | yes |",
         "| 70.0 | 5.6 | 64.4 | 8.0% |",
