@@ -17,6 +17,8 @@ if t.TYPE_CHECKING:
 
 TABLE = "sparkrig"
 DRAIN_TABLE = "sparkrig_drain"
+# To nft: ends with 0 where the API is closed to new requests.
+ASK_DRAINED = ("list", "table", "inet", DRAIN_TABLE)
 
 # The engine's processes listen on ports that the kernel picks: with an engine over several nodes about forty a node.
 EPHEMERAL = (32768, 60999)

@@ -72,7 +72,7 @@ import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._firewall import DRAIN_TABLE, drain_rules
+from ansible_collections.sparkrig.serving.plugins.module_utils._firewall import ASK_DRAINED, DRAIN_TABLE, drain_rules
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import read_text
 from ansible_collections.sparkrig.serving.plugins.module_utils._metrics import parse_metrics, total
 
@@ -91,7 +91,7 @@ def under_way(url: str) -> int | None:
 def is_closed(module: AnsibleModule) -> bool:
     """Whether the table is there; without nft nobody can have loaded it."""
     nft = module.get_bin_path("nft")
-    return bool(nft) and module.run_command([nft, "list", "table", "inet", DRAIN_TABLE])[0] == 0
+    return bool(nft) and module.run_command([nft, *ASK_DRAINED])[0] == 0
 
 
 def let_in(module: AnsibleModule) -> None:

@@ -114,6 +114,10 @@ ray_alive:
   returned: always
   type: list
   elements: str
+drained:
+  description: With O(health_url), whether the API is closed to new requests (M(sparkrig.serving.rig_drain)).
+  returned: always
+  type: bool
 ports_taken:
   description: One sentence for each of O(ports) that somebody else listens on.
   returned: always
@@ -141,6 +145,7 @@ import urllib.request
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._engine_log import phase, root_error
+from ansible_collections.sparkrig.serving.plugins.module_utils._firewall import ASK_DRAINED
 from ansible_collections.sparkrig.serving.plugins.module_utils._launch_ground import (
     bytes_read,
     memory_now,
@@ -233,6 +238,8 @@ def main() -> None:
         # Its own start may wait for the other nodes, and says for what.
         what = json.loads(read_text(WAITING) or "null") if state.sub == "start-pre" else None
         waiting.append(str(what["sentence"]) if what else f"{first} is {state.active} ({state.sub})")
+    nft = module.get_bin_path("nft")
+    result["drained"] = bool(nft) and bool(params["health_url"]) and module.run_command([nft, *ASK_DRAINED])[0] == 0
     if params["health_url"]:
         result["health"] = health_of(params["health_url"])
         if result["health"] != "200":

@@ -64,6 +64,17 @@ def test_a_request_under_way_is_answered_and_no_other_is_let_in_until_serve() ->
     assert engine() == before
 
 
+def test_site_lets_in_again_as_well() -> None:
+    before = engine()
+    assert play("sparkrig.serving.drain", {"drain_stop": False}).code == 0
+    with pytest.raises(OSError, match="refused|reset"):
+        complete(1)
+    outcome = play("sparkrig.serving.site")
+    assert (outcome.code, outcome.changed) == (0, 1), outcome.text
+    assert complete(1)["usage"]["completion_tokens"] == 1
+    assert engine() == before
+
+
 def test_drained_and_stopped_it_is_served_again() -> None:
     outcome = play("sparkrig.serving.drain")
     assert outcome.code == 0, outcome.text
