@@ -144,6 +144,9 @@ def _flashinfer_mla(asked: _Asked) -> str | None:
 
 def _tokenspeed_mla(asked: _Asked) -> str | None:
     shape = (asked.latent.nope, asked.latent.rope, asked.latent.value)
+    if not asked.mla and asked.version >= (0, 33):
+        # What it reads from a config without them.
+        shape = (0, 0, 0)
     if None in shape or shape == (128, 64, 128):
         return None
     return (
@@ -165,6 +168,8 @@ def _flashinfer_mla_sparse(asked: _Asked) -> str | None:
 
 
 def _flash_attn_mla_sparse_fa4(asked: _Asked) -> str | None:
+    if asked.major not in (9, 10, 11):
+        return "FA4 unavailable: FA4 is only supported on devices with compute capability 9.x, 10.x, or 11.x"
     latent = asked.latent
     if latent.picked is None or latent.picked % 128:
         return f"FA4 sparse MLA requires index_topk % 128 == 0, got {latent.picked}"
@@ -473,6 +478,9 @@ def _plain_reads(name: str, asked: _Plain) -> bool:
     if asked.dtype in _at(asked.version, _PLAIN_CACHES[name]):
         return True
     if name == "FLASHINFER":
+        if asked.dtype == "nvfp4_ds_mla":
+            # On SM100 it looks at no more than the beginning of the name.
+            return asked.major == 10
         return asked.dtype == "nvfp4" and asked.major in _at(asked.version, _NVFP4_MAJORS)
     if name != "FLASH_ATTN":
         return False

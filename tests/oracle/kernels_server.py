@@ -134,6 +134,7 @@ def prepare() -> t.Any:
         del sys.modules[name]
     judge: t.Any = importlib.import_module("vllm.vllm_flash_attn.flash_attn_interface")
     judge.is_fa_version_supported = versions.is_fa_version_supported
+    judge.fa_version_unsupported_reason = versions.fa_version_unsupported_reason
     here: t.Any = type(importlib.import_module("vllm.platforms").current_platform)
     here.num_compute_units = classmethod(lambda _cls, device_id=0: 132)
     utilities = first("vllm.v1.attention.backends.fa_utils", "vllm.attention.utils.fa_utils")
