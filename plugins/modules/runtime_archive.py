@@ -126,7 +126,7 @@ archive:
     look_sha256:
       description:
         - One hash over its manifest and every path, mode, size and symlink, as a node sees them without reading a file
-          (M(sparkrig.serving.runtime_tree#module)).
+          (M(sparkrig.serving.runtime_tree)).
       type: str
     tree_bytes:
       description: The size of all files in it.

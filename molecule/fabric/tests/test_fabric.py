@@ -451,9 +451,7 @@ def cables(*ends: tuple[tuple[str, str], tuple[str, str]]) -> Iterator[None]:
 
 
 def discover(path: Path, *options: str, **variables: t.Any) -> tuple[str, dict[str, dict[str, str]]]:
-    outcome = play(
-        "sparkrig.serving.discover", {"discover_file": str(path), "discover_seconds": 5, **variables}, options
-    )
+    outcome = play("sparkrig.serving.discover", {"discover_file": str(path), **variables}, options)
     assert outcome.code == 0, outcome.text
     hosts = yaml.safe_load(path.read_text(encoding="utf-8"))["all"]["hosts"]
     return words(outcome), {name: host["fabric_addresses"] for name, host in hosts.items()}
