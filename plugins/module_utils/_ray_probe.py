@@ -8,21 +8,15 @@ Private to the collection.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import platform
-import re
 import socket
-import sys
 import typing as t
 
-from ansible_collections.sparkrig.serving.plugins.module_utils._gcs import ask_gcs
 from ansible_collections.sparkrig.serving.plugins.module_utils._ray import (
     NODE_TABLE_SCRIPT,
     TOKEN_FILE,
     TOKEN_VARIABLE,
     ClusterState,
-    Table,
     compare_table,
     parse_node_table,
     token_in,
@@ -36,8 +30,6 @@ _NO_PROXY = {name: "" for name in ("http_proxy", "https_proxy", "grpc_proxy", "a
 
 # What a head says to a process that cannot show its secret.
 _REFUSED = "InvalidAuthToken"
-
-_RAY_PACKAGE = re.compile(r"ray-([^-]+)\.dist-info")
 
 # The option `ray` of a module that asks a cluster.
 RAY_OPTION: Mapping[str, t.Any] = {
@@ -60,31 +52,6 @@ def ray_identity(token_file: str = TOKEN_FILE) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", TOKEN_VARIABLE: token}
 
 
-def versions_at(python: str) -> dict[str, str] | None:
-    """The versions of Python and Ray at *python*, from its files; None where they do not tell, or not for sure."""
-    if os.path.realpath(python) != os.path.realpath(sys.executable):
-        return None
-    tree = os.path.dirname(os.path.dirname(python))
-    packages = os.path.join(tree, "lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages")
-    with contextlib.suppress(OSError):
-        found = [match.group(1) for match in map(_RAY_PACKAGE.fullmatch, os.listdir(packages)) if match]
-        if len(found) == 1:
-            return {"python": platform.python_version(), "ray": found[0]}
-    return None
-
-
-def _complete(python: str, address: str, expected: Mapping[str, str], token: str | None) -> ClusterState | None:
-    """The state of a cluster with which all is well; None when it is not, or when that cannot be told for sure."""
-    here = versions_at(python)
-    if here is None:
-        return None
-    with contextlib.suppress(OSError, ValueError):
-        nodes, cluster = ask_gcs(address, token)
-        state = compare_table(Table(nodes, cluster, here), expected)
-        return state if state.ready else None
-    return None
-
-
 def probe_ray(
     run_command: Callable[..., tuple[int, str, str]],
     python: str,
@@ -99,12 +66,7 @@ def probe_ray(
         socket.create_connection((host, int(port)), timeout=3).close()
     except OSError as error:
         return None, f"Ray's GCS at {address} does not answer: {error.strerror or error}"
-    identity = ray_identity(token_file)
-    # It takes milliseconds, where loading Ray takes half a second. What is wrong is for Ray itself to say.
-    complete = _complete(python, address, expected, identity.get(TOKEN_VARIABLE))
-    if complete is not None:
-        return complete, ""
-    environment = {**_NO_PROXY, **identity}
+    environment = {**_NO_PROXY, **ray_identity(token_file)}
     try:
         code, out, err = run_command([python, "-c", NODE_TABLE_SCRIPT, address], environ_update=environment)
     except OSError as error:
