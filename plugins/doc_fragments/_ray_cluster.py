@@ -8,28 +8,43 @@ Private to the collection.
 
 from __future__ import annotations
 
-from textwrap import indent
-
-_CLUSTER = """\
-address:
-  description: Address and port of the head's GCS.
-  type: str
-  required: true
-nodes:
-  description: Host names and the addresses that their Ray nodes must have.
-  type: dict
-  required: true
-python:
-  description: An interpreter that can import ray.
-  type: path
-  default: /opt/sparkrig/current/bin/python
-"""
-
 
 class ModuleDocFragment:
     """Without a section it goes with C(RAY_OPTION) of C(module_utils/_ray_probe.py), and leaves what it is for."""
 
-    DOCUMENTATION = "options:\n  ray:\n    type: dict\n    suboptions:\n" + indent(_CLUSTER, " " * 6)
+    # Ansible reads both from the source, so neither can be made of the other.
+    DOCUMENTATION = r"""
+options:
+  ray:
+    type: dict
+    suboptions:
+      address:
+        description: Address and port of the head's GCS.
+        type: str
+        required: true
+      nodes:
+        description: Host names and the addresses that their Ray nodes must have.
+        type: dict
+        required: true
+      python:
+        description: An interpreter that can import ray.
+        type: path
+        default: /opt/sparkrig/current/bin/python
+"""
 
     # For a module that is about a cluster and nothing else.
-    OPTIONS = "options:\n" + indent(_CLUSTER, " " * 2)
+    OPTIONS = r"""
+options:
+  address:
+    description: Address and port of the head's GCS.
+    type: str
+    required: true
+  nodes:
+    description: Host names and the addresses that their Ray nodes must have.
+    type: dict
+    required: true
+  python:
+    description: An interpreter that can import ray.
+    type: path
+    default: /opt/sparkrig/current/bin/python
+"""

@@ -144,7 +144,7 @@ def _flashinfer_mla(asked: _Asked) -> str | None:
 
 def _tokenspeed_mla(asked: _Asked) -> str | None:
     shape = (asked.latent.nope, asked.latent.rope, asked.latent.value)
-    if not asked.mla and asked.version >= (0, 33):
+    if not asked.mla:
         # What it reads from a config without them.
         shape = (0, 0, 0)
     if None in shape or shape == (128, 64, 128):
