@@ -590,13 +590,25 @@ def _smallest_block(groups: Sequence[Group]) -> int:
     return min(spec.block_size for spec in [spec for spec in specs if spec.kind != STATE] or specs)
 
 
+# Types of a cache that say more than how wide a number is.
+_FORGOTTEN = ("per_token_head", "nvfp4")
+
+
 def _promotes_windows(request: Request, model: Model, dialect: Dialect) -> bool:
     """Whether the hybrid manager is off: as asked, else for chunked attention in 0.13 or with EAGLE-like drafts."""
-    if request.disable_hybrid_kv_cache_manager is not None:
-        return request.disable_hybrid_kv_cache_manager
-    chunked = any(cache.kind == CHUNKED for layer in model.layers for cache in layer)
+    kinds = {cache.kind for layer in model.layers for cache in layer}
     drafts = request.speculative_method in ("mtp", "eagle", "eagle3")
-    return chunked and (drafts or dialect.version < (0, 20))
+    promotes = CHUNKED in kinds and (drafts or dialect.version < (0, 20))
+    if request.disable_hybrid_kv_cache_manager is not None:
+        promotes = request.disable_hybrid_kv_cache_manager
+    dtype = str(request.kv_cache_dtype)
+    if promotes and kinds & {SLIDING, CHUNKED} and dialect.version < (0, 28) and dtype.endswith(_FORGOTTEN):
+        raise ValueError(
+            f"kv_cache_dtype is {dtype} and the hybrid KV cache manager is off: vLLM before 0.28 forgets the scales of "
+            "windowed layers then, which is not planned here; leave disable_hybrid_kv_cache_manager alone, or choose "
+            "another cache type."
+        )
+    return promotes
 
 
 def _entries(

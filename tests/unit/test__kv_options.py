@@ -286,3 +286,18 @@ def test_old_names_of_mtp(name: str) -> None:
     """The names by model are still taken."""
     request = parse_request({"config": LLAMA, "speculative_config": {"method": name, "num_speculative_tokens": 1}})
     assert request.speculative_method == "mtp"
+
+
+def test_scales_that_an_old_engine_forgets_are_not_planned() -> None:
+    config = {**LLAMA, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 6}
+    options = {
+        "config": {**config, "sliding_window": 64},
+        "kv_cache_dtype": "int8_per_token_head",
+        "kv_cache_memory_bytes": 10**8,
+        "max_model_len": 512,
+        "compute_capability": "9.0",
+    }
+    assert fit({**options, "engine": "0.20.0"})["fits"]
+    assert fit({**options, "engine": "0.28.0", "disable_hybrid_kv_cache_manager": True})["fits"]
+    with pytest.raises(ValueError, match="int8_per_token_head and the hybrid KV cache manager is off"):
+        fit({**options, "engine": "0.20.0", "disable_hybrid_kv_cache_manager": True})
