@@ -119,7 +119,7 @@ def taken_ports(
         found[address, int(port)] = [one for one in seen if in_the_way(one, address, int(port))]
     pids = owners({one.inode for some in found.values() for one in some}, proc)
     sentences = []
-    for (_, number), some in found.items():
+    for wish, some in found.items():
         for listener in some:
             pid = pids.get(listener.inode)
             if pid is not None and belongs_to(_read(f"{proc}/{pid}/cgroup"), own_units):
@@ -128,6 +128,6 @@ def taken_ports(
                 continue
             name = _read(f"{proc}/{pid}/comm").strip() if pid else ""
             who = f"process {pid} ({name})" if pid else "a process that cannot be seen from here"
-            sentences.append(f"port {number} on {listener.address} is taken by {who}")
+            sentences.append(f"port {wish[1]} on {listener.address} is taken by {who}")
             break
     return sentences
