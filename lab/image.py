@@ -107,6 +107,8 @@ MASKED_UNITS = (
     "systemd-udevd.service",
     "systemd-udevd-control.socket",
     "systemd-udevd-kernel.socket",
+    # Whether it ran would depend on whether /sys is read-only by then.
+    "systemd-udev-trigger.service",
     "console-getty.service",
     "getty.target",
     # They wait for an address that only a machine with an uplink gets.

@@ -159,11 +159,10 @@ ITS_OWN: dict[str, dict[str, str]] = {
 }
 # Units that come and go by themselves: started on demand, by a timer, or ending after a while without work.
 ON_DEMAND = re.compile(
-    # network-pre.target is a mark on the way up that stays until the next boot. A container that boots again asks udev
-    # for its devices, or leaves that to its host.
+    # network-pre.target is a mark on the way up that stays until the next boot.
     r"(apt-.*|colord|network-pre|dpkg-.*|e2scrub.*|emergency|fstrim|fwupd.*|logrotate|man-db|motd-news|NetworkManager-dispatcher"
     r"|packagekit|plymouth.*|polkit|rescue|snapd.*|systemd-(hostnamed|localed|timedated|tmpfiles-.*|timesyncd|logind"
-    r"|udev-trigger|update-utmp.*|networkd-persistent-storage|journal-.*|sysext|pcr.*|rfkill.*|user-sessions)|udisks2|upower|user.*"
+    r"|update-utmp.*|networkd-persistent-storage|journal-.*|sysext|pcr.*|rfkill.*|user-sessions)|udisks2|upower|user.*"
     r"|blueman.*|dbus-.*|phpsession.*|session.*|switcheroo-control|rtkit-daemon)"
 )
 
