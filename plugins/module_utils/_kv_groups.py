@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
+from typing import NamedTuple
 
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import Dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
@@ -35,9 +36,11 @@ _ATTENTION = (*_PLAIN_ATTENTION, MLA, INDEXER)
 PACKED_LAYOUT = "BLHNC"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One cache in the engine: its layer (draft layers follow the last layer of the model), its spec and its name."""
+class Entry(NamedTuple):
+    """One cache in the engine: its layer (draft layers follow the last layer of the model), its spec and its name.
+
+    A plan makes hundreds of them, and a tuple is made quickest.
+    """
 
     layer: int
     spec: Spec
@@ -60,7 +63,9 @@ class Group:
 
 
 def _distinct(entries: Sequence[Entry]) -> tuple[Spec, ...]:
-    return tuple(dict.fromkeys(entry.spec for entry in entries))
+    # Most layers share one object, which is quicker to tell than its fields.
+    objects = {id(entry.spec): entry.spec for entry in entries}
+    return tuple(dict.fromkeys(objects.values()))
 
 
 def make_group(entries: Sequence[Entry], mixed: bool, kinds: tuple[Spec, ...] = ()) -> Group:
@@ -97,7 +102,7 @@ def _promoted(entries: Sequence[Entry]) -> list[Entry]:
             size = block_size or spec.block_size
             padded = None if spec.padded_page is None else max(spec.padded_page, spec.token_bytes * size)
             spec = replace(spec, kind=FULL, block_size=size, window=0, retained=0, padded_page=padded)
-        promoted.append(replace(entry, spec=spec))
+        promoted.append(entry._replace(spec=spec))
     if not _is_one_type(promoted):
         raise EngineRefusal("Failed to promote local KV cache specs to one unified type.")
     return promoted
@@ -142,7 +147,7 @@ def _unify_pages(entries: Sequence[Entry], dialect: Dialect) -> list[Entry]:
     for entry in entries:
         if entry.spec not in cache:
             cache[entry.spec] = _unified(entry, largest, dialect)
-        unified.append(replace(entry, spec=cache[entry.spec]))
+        unified.append(entry._replace(spec=cache[entry.spec]))
     return unified
 
 
@@ -276,7 +281,7 @@ def group_entries(entries: Sequence[Entry], dialect: Dialect, disable_hybrid: bo
 def split_drafts(entries: Sequence[Entry]) -> list[Group]:
     """The fork's replicated draft: the model in one group, its draft layers, not dealt out by DCP, in another."""
     own = [entry for entry in entries if not entry.draft]
-    drafts = [replace(entry, spec=replace(entry.spec, sharded=False)) for entry in entries if entry.draft]
+    drafts = [entry._replace(spec=replace(entry.spec, sharded=False)) for entry in entries if entry.draft]
     return [make_group(part, mixed=True) for part in (own, drafts) if part]
 
 

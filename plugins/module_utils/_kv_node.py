@@ -19,6 +19,7 @@ from typing import Any
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_dialects import find_dialect
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import Group
+from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import Model
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request, parse_request
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner import (
     Capacity,
@@ -27,6 +28,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_planner impor
     check_planned,
     derived_context,
     find_model,
+    holds_one,
     plan_cache,
     smallest_budgets,
     stage_of,
@@ -207,11 +209,10 @@ def _legal_dcps(request: Request) -> list[int]:
     return [dcp for dcp in range(request.decode_context_parallel_size + 1, tp + 1) if tp % dcp == 0]
 
 
-def _fits_with(request: Request, context: int) -> bool:
+def _fits_with(request: Request, model: Model, context: int) -> bool:
     """Whether the cache of a changed request holds one request of `context` tokens."""
     try:
-        geometry = build_geometry(request)
-        return plan_cache(geometry, request.kv_cache_memory_bytes, context).error is None
+        return holds_one(build_geometry(request, model), request.kv_cache_memory_bytes, context)
     except (EngineRefusal, ValueError):
         return False
 
@@ -242,7 +243,7 @@ def _cache_changes(request: Request, geometry: Geometry, capacity: Capacity) -> 
         changes.append({"max_model_len": capacity.longest})
     found: set[str] = set()
     for what, change, changed in _variants(fixed):
-        if what not in found and _fits_with(changed, capacity.context):
+        if what not in found and _fits_with(changed, geometry.model, capacity.context):
             found.add(what)
             changes.append(change)
     changes.append({"kv_cache_memory_bytes": max(smallest_budgets(geometry, capacity.context, 1))})
@@ -319,7 +320,7 @@ def _node_changes(
         if what in found:
             continue
         try:
-            other = build_geometry(changed)
+            other = build_geometry(changed, geometry.model)
             if holds(other, sequences) and check_planned(other) is None:
                 found.add(what)
                 changes.append(with_budget(change, other, capacity.context))

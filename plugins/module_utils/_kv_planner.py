@@ -503,10 +503,13 @@ def _stage_bounds(layers: int, stages: int) -> list[tuple[int, int]]:
     return bounds
 
 
-def build_geometry(request: Request) -> Geometry:
-    """Specs, groups and blocks for a request; EngineRefusal where vLLM would die, ValueError for no question at all."""
+def build_geometry(request: Request, model: Model | None = None) -> Geometry:
+    """Specs, groups and blocks for a request; EngineRefusal where vLLM would die, ValueError for no question at all.
+
+    model: what `find_model` made of the same config for the same engine, where that is known already.
+    """
     dialect = find_dialect(request.engine)
-    model = find_model(request, dialect)
+    model = find_model(request, dialect) if model is None else model
     if request.dtype in ("half", "float16") and refuses_float16(request.config):
         raise EngineRefusal(texts.no_float16(str(request.config["model_type"])))
     try:
@@ -719,11 +722,9 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
 
     budgets: KV bytes by rank; context: tokens of one request, -1 for the longest that fits, None for the model's own.
     """
-    override = geometry.request.num_gpu_blocks_override
-    if override is not None and geometry.dialect.override_counts:
-        budgets = [override * stage_of(geometry, rank).block_bytes for rank in range(len(budgets))]
+    budgets = _counted_budgets(geometry, budgets)
     pairs = _distinct_ranks(geometry, budgets)
-    usable = [(stage, budget - geometry.held_back_bytes(stage)) for stage, budget in pairs]
+    usable = _usable(geometry, pairs)
     error: str | None = None
     fit_log: str | None = None
     if context == -1:
@@ -736,10 +737,10 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
         context = derived_context(geometry)
     else:
         error = check_context(geometry.model, geometry.dialect, context)
-    error = error or _check_memory(geometry, usable, context)
-    if error is None and any(stage.block_bytes == 0 for stage in geometry.stages):
-        error = _empty_stage(geometry)
-    blocks = override or max(0, min(budget // stage.block_bytes for stage, budget in pairs if stage.block_bytes))
+    limit = max(context, geometry.model.context or context)
+    longest = [geometry.longest(stage, budget, limit) for stage, budget in usable]
+    error = error or _check_memory(geometry, usable, longest, context) or _empty_stage(geometry)
+    blocks = _blocks(geometry, pairs)
     concurrency = blocks / geometry.request_blocks(context)
     tokens = _tokens(geometry, blocks, context, concurrency)
     log = texts.capacity_log(
@@ -750,7 +751,6 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
         concurrency,
         geometry.request.decode_context_parallel_size,
     )
-    limit = max(context, geometry.model.context or context)
     return Capacity(
         budgets=tuple(budgets),
         context=context,
@@ -758,16 +758,48 @@ def plan_cache(geometry: Geometry, budgets: Sequence[int], context: int | None) 
         tokens=tokens,
         concurrency=concurrency,
         needed_bytes=max(geometry.needed_bytes(stage, context) for stage in geometry.stages),
-        longest=min(geometry.longest(stage, budget, limit) for stage, budget in usable),
+        longest=min(longest),
         log=None if error else log,
         fit_log=fit_log,
         error=error or check_planned(geometry) or _check_states(geometry, blocks),
     )
 
 
-def _empty_stage(geometry: Geometry) -> str:
+def _counted_budgets(geometry: Geometry, budgets: Sequence[int]) -> Sequence[int]:
+    """KV bytes by rank, or what a number of blocks that overrides them comes to."""
+    override = geometry.request.num_gpu_blocks_override
+    if override is None or not geometry.dialect.override_counts:
+        return budgets
+    return [override * stage_of(geometry, rank).block_bytes for rank in range(len(budgets))]
+
+
+def _usable(geometry: Geometry, pairs: Sequence[tuple[Stage, int]]) -> list[tuple[Stage, int]]:
+    return [(stage, budget - geometry.held_back_bytes(stage)) for stage, budget in pairs]
+
+
+def holds_one(geometry: Geometry, budgets: Sequence[int], context: int) -> bool:
+    """Whether the engine takes one request of `context` tokens: `plan_cache` without its figures and words."""
+    budgets = _counted_budgets(geometry, budgets)
+    pairs = _distinct_ranks(geometry, budgets)
+    for stage, budget in _usable(geometry, pairs):
+        if budget <= 0 or geometry.needed_bytes(stage, context) > budget:
+            return False
+    if check_context(geometry.model, geometry.dialect, context) or _empty_stage(geometry) or check_planned(geometry):
+        return False
+    return _check_states(geometry, _blocks(geometry, pairs)) is None
+
+
+def _blocks(geometry: Geometry, pairs: Sequence[tuple[Stage, int]]) -> int:
+    """Pool blocks of the smallest rank."""
+    override = geometry.request.num_gpu_blocks_override
+    return override or max(0, min(budget // stage.block_bytes for stage, budget in pairs if stage.block_bytes))
+
+
+def _empty_stage(geometry: Geometry) -> str | None:
     """A stage whose layers keep no cache: in several groups the engine misses a page size that all have, else it
     divides by the bytes of its blocks."""
+    if all(stage.block_bytes for stage in geometry.stages):
+        return None
     request = geometry.request
     if geometry.dialect.layouts and len(geometry.groups) > 1 and request.kv_cache_layout != PACKED_LAYOUT:
         return texts.no_page_size("LBHNC" if request.device == "cpu" else request.kv_cache_layout)
@@ -784,13 +816,15 @@ def _check_states(geometry: Geometry, blocks: int) -> str | None:
     return texts.too_many_sequences(request.max_num_seqs, blocks) if request.max_num_seqs > blocks else None
 
 
-def _check_memory(geometry: Geometry, usable: Sequence[tuple[Stage, int]], context: int) -> str | None:
-    for stage, budget in usable:
+def _check_memory(
+    geometry: Geometry, usable: Sequence[tuple[Stage, int]], longest: Sequence[int], context: int
+) -> str | None:
+    """longest: the longest context that each of these holds, which is what the engine estimates."""
+    for (stage, budget), estimate in zip(usable, longest):
         if budget <= 0:
             return texts.no_memory(geometry.dialect)
         needed = geometry.needed_bytes(stage, context)
         if needed > budget:
-            estimate = geometry.longest(stage, budget, context)
             return texts.too_long(geometry.dialect, context, needed, budget, estimate)
     return None
 
