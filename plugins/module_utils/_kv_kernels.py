@@ -29,6 +29,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_models import
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_options import Request
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_specs import (
     CHUNKED,
+    CROSS,
     FULL,
     MLA,
     SLIDING,
@@ -385,7 +386,7 @@ class _Plain:
 
     head: elements of a head; sink: the layer has attention sinks; shared: query heads share a K and V head;
     mla, sparse: the layer is one of MLA, or of sparse MLA, which no kernel for K and V heads runs; capped: its logits
-    are capped.
+    are capped; cross: it attends to the output of an encoder; value: elements of a V head that has a size of its own.
     """
 
     version: _Version
@@ -400,6 +401,8 @@ class _Plain:
     mla: bool = False
     sparse: bool = False
     capped: bool = False
+    cross: bool = False
+    value: int = 0
 
     @property
     def major(self) -> int:
@@ -460,6 +463,8 @@ _OLDEST = {
 _PLAIN_ORDER = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT")
 # No plan comes to it: it only reads cache dtypes of its own.
 _TURBOQUANT = Backend("TURBOQUANT", "TurboQuantAttentionImpl", fixed=(16, 32, 64, 128))
+# From here on a kernel is told that it is for cross attention.
+_TELLS_CROSS = (0, 20)
 _T = TypeVar("_T")
 
 
@@ -535,6 +540,10 @@ def _plain_objections(name: str, asked: _Plain) -> list[str]:
         (not asked.sink or _plain_sinks(name, asked), _no_sinks(since)),
         (not asked.sparse, "sparse not supported"),
         (known is None or asked.capability >= _at(since, known), "compute capability not supported"),
+        (
+            not asked.cross or since < _TELLS_CROSS or name in ("FLASH_ATTN", "TRITON_ATTN"),
+            "attention type AttentionType.ENCODER_DECODER not supported",
+        ),
         (not asked.window or name != "TURBOQUANT" or since < (0, 26), "sliding window not supported"),
         (asked.dcp == 1 or since < (0, 30) or name in ("FLASH_ATTN", "FLASHINFER"), "DCP not supported"),
     )
@@ -586,10 +595,17 @@ def _asked_layers(request: Request, model: Model, dialect: Dialect, dtype: str) 
         sparse=model.sparse,
         capped=model.family == "gemma2",
     )
-    kinds = (MLA,) if model.mla else (FULL, SLIDING, CHUNKED)
+    kinds = (MLA,) if model.mla else _KINDS
     caches = [cache for layer in model.layers for cache in layer if cache.kind in kinds]
-    shapes = dict.fromkeys((cache.key, cache.kind == SLIDING) for cache in caches)
-    return [replace(asked, head=head, window=window) for head, window in shapes]
+    shapes = dict.fromkeys((cache.key, cache.value, cache.kind) for cache in caches)
+    return [
+        replace(asked, head=head, value=value if value != head else 0, window=kind == SLIDING, cross=kind == CROSS)
+        for head, value, kind in shapes
+    ]
+
+
+# What kernels for K and V heads run.
+_KINDS = (FULL, SLIDING, CHUNKED, CROSS)
 
 
 def _plain_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
@@ -608,12 +624,129 @@ def _plain_backend(request: Request, model: Model, dialect: Dialect, dtype: str)
                     asked.block_size,
                     refused,
                     has_sink=asked.sink,
+                    cross=asked.cross and asked.version >= _TELLS_CROSS,
                     has_sliding_window=asked.window,
                     use_dcp=asked.dcp > 1,
                 )
             )
         taken.append(_plain_shape(fitting[0], asked))
     return taken[0]
+
+
+def _unjudged(name: str, asked: _Plain) -> ValueError:
+    """What a kernel makes of this is not known here, and not guessed."""
+    heads = f"heads of {asked.head} elements" if not asked.value else f"K heads of {asked.head} and V of {asked.value}"
+    engine, capability = (".".join(map(str, pair)) for pair in (asked.version, asked.capability))
+    return ValueError(
+        f"kv_cache_dtype: {asked.dtype!r} with kernel {name} of engine {engine}, {heads} and compute_capability "
+        f"{capability} is not known to be served or refused"
+    )
+
+
+def _triton_made(asked: _Plain) -> str | None:
+    """Triton's kernel is compiled for the types that the GPU has."""
+    packed, bare = asked.dtype.startswith("fp8"), asked.dtype == "bfloat16"
+    if asked.capability >= ((8, 9) if packed else (8, 0)) or not (packed or bare):
+        return None
+    if asked.version < _TRITON_LOOKS:
+        raise _unjudged("TRITON_ATTN", asked)
+    return texts.triton_lacks_type(asked.capability, packed)
+
+
+def _split_made(asked: _Plain) -> str | None:
+    """Triton's kernel for K and V heads of different sizes."""
+    return _triton_made(asked) or split_cache(asked.version, asked.dtype)
+
+
+def split_cache(version: _Version, dtype: str) -> str | None:
+    """What Triton's kernel for K and V heads of different sizes has against a cache dtype on any device, or None."""
+    if dtype in BF16 or (version >= _SPLIT_READS_FP8 and dtype in _E4M3):
+        return None
+    verb = "supports only fp8/fp8_e4m3" if version >= _SPLIT_READS_FP8 else "does not yet support"
+    return f"TritonAttentionDiffKVBackend {verb} quantized KV cache (got kv_cache_dtype={dtype!r})."
+
+
+def _flash_made(asked: _Plain) -> str | None:
+    old = asked.quantised and asked.version < _FLASH_LOOKS
+    if old and (asked.head > 256 or asked.dtype not in (*_E4M3, "fp8_e5m2")):
+        raise _unjudged("FLASH_ATTN", asked)
+    return None
+
+
+def _flash_split_made(asked: _Plain) -> str | None:
+    """FlashAttention's kernel for K and V heads of different sizes; its second version does not run them."""
+    if asked.quantised and asked.version < (0, 24) and asked.major != 9:
+        return "FlashAttention does not support fp8 kv-cache on this device."
+    if asked.quantised and asked.version >= _FLASH_LOOKS and not asked.flash_reads:
+        return f"FlashAttention does not support {asked.dtype} kv-cache on this device."
+    if asked.sink and asked.major not in (9, 10):
+        return "Sinks are only supported in FlashAttention 3"
+    # With sinks the fourth version runs on SM90, and nothing says that it reads a quantised cache.
+    reads = asked.dtype in _E4M3 and (asked.version >= _FLASH_LOOKS or asked.major == 9)
+    if not _flash_splits(asked) or (asked.quantised and (not reads or (asked.sink and asked.major == 9))):
+        raise _unjudged("FLASH_ATTN_DIFFKV", asked)
+    return None
+
+
+def _flash_splits(asked: _Plain) -> bool:
+    """Whether a version of FlashAttention that takes K and V heads of different sizes runs these on this GPU."""
+    head, value = asked.head, asked.value
+    narrow = head <= 128 or (head == 192 and (value == 128 or asked.version < _FLASH_LOOKS))
+    return asked.major == 9 or (asked.major == 10 and narrow)
+
+
+def _flex_made(asked: _Plain) -> str | None:
+    if asked.cross:
+        return "FlexAttention does not support encoder_decoder attention"
+    return "FlexAttention does not support logits soft cap yet." if asked.capped else None
+
+
+def _flashinfer_made(asked: _Plain) -> str | None:
+    if not asked.cross:
+        return None
+    return "Encoder self-attention and encoder/decoder cross-attention are not implemented for FlashInferImpl"
+
+
+_E4M3 = ("fp8", "fp8_e4m3")
+# From here on Triton's kernel asks which types the GPU has.
+_TRITON_LOOKS = (0, 24)
+# From here on FlashAttention asks what it can read when it is made.
+_FLASH_LOOKS = (0, 28)
+# From here on Triton's kernel for heads of different sizes reads fp8.
+_SPLIT_READS_FP8 = (0, 32)
+_MADE: Mapping[str, Callable[[_Plain], str | None]] = {
+    "TRITON_ATTN": _triton_made,
+    "TRITON_ATTN_DIFFKV": _split_made,
+    "FLASH_ATTN": _flash_made,
+    "FLASH_ATTN_DIFFKV": _flash_split_made,
+    "FLASHINFER": _flashinfer_made,
+    "FLEX_ATTENTION": _flex_made,
+}
+
+
+def check_made(request: Request, model: Model, dialect: Dialect, dtype: str, backend: Backend) -> None:
+    """What kernels for K and V heads refuse when they are made for a layer, after they were chosen."""
+    if request.device == "cpu" or request.compute_capability is None:
+        refusal = split_cache(dialect.version, dtype) if backend.name == "TRITON_ATTN_DIFFKV" else None
+        if refusal is not None:
+            raise EngineRefusal(refusal)
+        return
+    if model.mla or (dtype in BF16 and model.family not in _MADE_WITH_CARE and request.compute_capability >= (8, 0)):
+        return
+    for asked in _asked_layers(request, model, dialect, dtype):
+        if asked.value:
+            sinks = {**request.config, **(request.hf_overrides or {})}.get("add_swa_attention_sink_bias")
+            name, layer = backend.name, replace(asked, sink=bool(sinks) and asked.window)
+        else:
+            fitting = (name for name in _plain_order(asked) if not _plain_objections(name, asked))
+            name, layer = request.attention_backend or next(fitting, ""), asked
+        refusal = _MADE[name](layer) if name in _MADE else None
+        if refusal is not None:
+            raise EngineRefusal(refusal)
+
+
+# Families whose kernels may refuse even what is not quantised: capped logits, V heads of another size, two attentions.
+_MADE_WITH_CARE = ("gemma2", "mimo_v2_flash", "whisper")
 
 
 def _sparse_backend(request: Request, dialect: Dialect) -> str:
@@ -635,7 +768,7 @@ def _judges(request: Request, model: Model, dialect: Dialect) -> bool:
     if model.mla:
         return not (model.sparse and dialect.name == "dark-devotion")
     heads = [cache for layer in model.layers for cache in layer if cache.key]
-    return bool(heads) and all(cache.kind in (FULL, SLIDING, CHUNKED) for cache in heads)
+    return bool(heads) and all(cache.kind in _KINDS for cache in heads)
 
 
 def _named_backend(name: str, request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:
@@ -687,12 +820,10 @@ def _split_backend(name: str | None, request: Request, model: Model, dialect: Di
     """The kernel for K and V heads of different sizes: FlashAttention's where its third or fourth version runs."""
     if name is not None and name.endswith("_DIFFKV"):
         return BACKENDS[name]
-    major = request.compute_capability[0] if request.compute_capability else 12
-    caches = [cache for layer in model.layers for cache in layer if cache.key != cache.value]
-    head, value = caches[0].key, caches[0].value
-    narrow = head <= 128 or (head == 192 and (value == 128 or dialect.version < (0, 28)))
-    fits = major == 9 or (major == 10 and narrow)
-    return BACKENDS["FLASH_ATTN_DIFFKV" if fits or dialect.version < (0, 24) else "TRITON_ATTN_DIFFKV"]
+    known = replace(request, compute_capability=request.compute_capability or (12, 1))
+    split = next(asked for asked in _asked_layers(known, model, dialect, "auto") if asked.value)
+    fits = _flash_splits(split) or dialect.version < (0, 24)
+    return BACKENDS["FLASH_ATTN_DIFFKV" if fits else "TRITON_ATTN_DIFFKV"]
 
 
 def choose_backend(request: Request, model: Model, dialect: Dialect, dtype: str) -> Backend:

@@ -16,6 +16,7 @@ from math import gcd
 
 from ansible_collections.sparkrig.serving.plugins.module_utils import _kv_texts as texts
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_backends import (
+    BF16,
     Backend,
     block_size_of,
     layouts_of,
@@ -39,6 +40,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._kv_groups import
 from ansible_collections.sparkrig.serving.plugins.module_utils._kv_kernels import (
     asked_dtype,
     check_dtype,
+    check_made,
     choose_kernel,
     judged_backend,
     unreadable,
@@ -222,11 +224,6 @@ def check_layers(request: Request, model: Model, dtype: str) -> None:
         raise EngineRefusal(model.refusal)
     if dtype == "fp8_e5m2" and model.cache_scheme is not None:
         raise EngineRefusal("fp8_e5m2 kv-cache is not supported with fp8 checkpoints.")
-    if dtype == "fp8_e5m2" and model.family == "mimo_v2_flash":
-        raise EngineRefusal(
-            "TritonAttentionDiffKVBackend supports only fp8/fp8_e4m3 quantized KV cache "
-            "(got kv_cache_dtype='fp8_e5m2')."
-        )
     if model.mla:
         return
     tp = request.tensor_parallel_size
@@ -283,8 +280,13 @@ def _check_kernels(geometry: Geometry) -> str | None:
     for spec in attention:
         if not backend.runs(spec.block_size):
             return texts.no_common_block(geometry.dialect, spec.block_size, backend.name, backend.spoken_sizes)
-    if request.decode_context_parallel_size == 1:
-        return None
+    refusal = _check_dcp(geometry) if request.decode_context_parallel_size > 1 else None
+    return refusal or _check_builders(geometry)
+
+
+def _check_dcp(geometry: Geometry) -> str | None:
+    """What kernels refuse of DCP."""
+    request, backend = geometry.request, geometry.backend
     dialect, drafts = geometry.dialect, request.speculative_method is not None
     if drafts and request.dcp_kv_cache_interleave_size > 1 and not backend.has_interleaved_drafts(dialect):
         return texts.drafts_not_interleaved(backend.implementation)
@@ -292,7 +294,46 @@ def _check_kernels(geometry: Geometry) -> str | None:
         return texts.no_lse(dialect, backend.implementation)
     if backend.name == "FLASHINFER_MLA" and dialect.version >= (0, 30) and request.dcp_kv_cache_interleave_size != 1:
         return texts.native_dcp_interleave(request.dcp_kv_cache_interleave_size)
-    return _check_sparse_dcp(geometry) if backend.name == "FLASHMLA_SPARSE" else None
+    if backend.name == "FLASHMLA_SPARSE":
+        return _check_sparse_dcp(geometry)
+    if dialect.name == "dark-devotion":
+        return None
+    if geometry.model.mla and geometry.dtype not in BF16 and dialect.version < _DCP_READS_FP8:
+        return "DCP not support fp8 kvcache now."
+    if geometry.model.sparse and request.dcp_kv_cache_interleave_size > 1 and dialect.version < _DCP_DEALS_INDEXES:
+        return texts.indexer_interleave(request.dcp_kv_cache_interleave_size)
+    return None
+
+
+# From here on MLA under DCP reads a quantised cache.
+_DCP_READS_FP8 = (0, 26)
+# From here on the indexer of sparse MLA takes a DCP interleave above one.
+_DCP_DEALS_INDEXES = (0, 30)
+
+
+def _check_builders(geometry: Geometry) -> str | None:
+    """What a kernel refuses when the cache is there and its first batch is described."""
+    request, version = geometry.request, geometry.dialect.version
+    if request.device != "cuda" or request.compute_capability is None:
+        return None
+    major, name = request.compute_capability[0], geometry.backend.name
+    if name == "FLASH_ATTN" and geometry.dtype == "fp8_e5m2" and version < (0, 24):
+        return "Unrecognized FP8 dtype: fp8_e5m2"
+    if name != "FLASHINFER":
+        return None
+    if geometry.dtype == "nvfp4" and major != 10:
+        if version < (0, 26):
+            return "--kv-cache-dtype nvfp4 requires sm100f, please try a different dtype or remove"
+        if request.decode_context_parallel_size > 1:
+            return "The DCP prefill wrapper cannot read NVFP4 block scales."
+    specs = [spec for group in geometry.groups for spec in group.kinds if spec.kind in (FULL, SLIDING, CHUNKED)]
+    if version < (0, 20) and major == 10 and any(spec.block_size == 16 and spec.identity[1] == 256 for spec in specs):
+        return texts.flashinfer_block_bug()
+    caches = [cache for layer in geometry.model.layers for cache in layer if cache.kind in (FULL, SLIDING)]
+    windows = {cache.window if cache.kind == SLIDING else 0 for cache in caches}
+    if major != 10 and len(windows) > 1 and _promotes_windows(request, geometry.model, geometry.dialect):
+        return texts.windows_differ()
+    return None
 
 
 def _check_sparse_dcp(geometry: Geometry) -> str | None:
@@ -546,6 +587,7 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
         if uneven is not None:
             raise EngineRefusal(uneven)
     check_layers(request, model, dtype)
+    check_made(request, model, dialect, dtype, backend)
     bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
     if model.expert_layers and not all(any(model.expert_layers[first:end]) for first, end in bounds):
         raise EngineRefusal(model.no_experts)

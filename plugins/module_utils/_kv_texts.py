@@ -325,16 +325,17 @@ def no_backend(
     dtype: str,
     block_size: int | None,
     refused: Sequence[tuple[str, Sequence[str]]],
+    cross: bool = False,
     **traits: bool,
 ) -> str:
-    """No attention kernel runs this layer on this GPU; refused: every kernel that was tried and what it lacks; traits:
-    what is true of the layer, by the engine's names."""
+    """No attention kernel runs this layer on this GPU; refused: every kernel that was tried and what it lacks; cross:
+    it attends to an encoder; traits: what else is true of the layer, by the engine's names."""
     said: dict[str, object] = {
         "head_size": head_size,
         "dtype": "torch." + computes_with,
         "kv_cache_dtype": dtype,
         "block_size": block_size,
-        "attn_type": "AttentionType.DECODER" if dialect.version >= (0, 20) else "decoder",
+        "attn_type": f"AttentionType.{'ENCODER_' if cross else ''}DECODER" if dialect.version >= (0, 20) else "decoder",
         **traits,
     }
     layer = ", ".join(f"{name}={said.get(name, False)}" for name, since in _SELECTION if dialect.version >= since)
@@ -345,6 +346,39 @@ def no_backend(
 def backend_not_valid(name: str, reasons: Sequence[str]) -> str:
     """The kernel that was asked for by name does not run this model on this GPU."""
     return f"Selected backend AttentionBackendEnum.{name} is not valid for this configuration. Reason: {list(reasons)}"
+
+
+def indexer_interleave(interleave: int) -> str:
+    """A DCP interleave above one, where the sparse indexer deals out single tokens."""
+    return f"DCP sparse indexer currently supports only cp_kv_cache_interleave_size=1 (got {interleave})."
+
+
+def flashinfer_block_bug() -> str:
+    """Heads of 256 elements in blocks of 16 with FlashInfer on SM100."""
+    return (
+        "There is a bug in FlashInfer block_size 16 head size 256 support. Please avoid this combination by passing "
+        "--block-size 32 or --block-size 64."
+    )
+
+
+def windows_differ() -> str:
+    """Layers with and without a window in one group of FlashInfer's."""
+    return "Window left is not the same for all layers. One potential fix is to set disable_sliding_window=True"
+
+
+def triton_lacks_type(capability: tuple[int, int], packed: bool) -> str:
+    """Triton's kernel on a GPU without fp8 (packed) or bfloat16; "this GPU" stands for its name."""
+    cap = "{}.{}".format(*capability)
+    suggested = "float16" if capability < (8, 0) else "bfloat16"
+    if not packed:
+        return (
+            f"bfloat16 KV cache is not supported on this GPU (compute capability {cap}); bfloat16 requires SM80+. "
+            "Re-run with --kv-cache-dtype float16."
+        )
+    return (
+        f"FP8 KV cache is not supported by the Triton attention backend on this GPU (compute capability {cap}); native "
+        f"FP8 (fp8e4nv) requires SM89+. Re-run with --kv-cache-dtype {suggested}."
+    )
 
 
 def no_backend_at_all() -> str:

@@ -47,6 +47,14 @@ BLOCKS = (8, 16, 32, 48, 64, 96, 128, 256)
 FOREIGN = ("ROCM", "XPU", "CPU", "CUSTOM", "AITER", "TORCH_SDPA")
 
 
+class Settings(SimpleNamespace):
+    """Settings of which only some were given; the others are not set."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class StandIn(ModuleType):
     """A module that has everything."""
 
@@ -163,6 +171,7 @@ def prepare() -> t.Any:
     for platform in (here, cuda):
         platform.get_device_capability = classmethod(lambda _cls, device_id=0: capability(*GPU.capability))
     here.is_cuda = lambda _self: True
+    here.get_device_name = classmethod(lambda _cls, device_id=0: "this GPU")
     here.is_device_capability_family = classmethod(lambda _cls, family, device_id=0: family // 10 == GPU.capability[0])
     here.has_device_capability = classmethod(
         lambda _cls, wanted, device_id=0: as_number(GPU.capability) >= as_number(wanted)
@@ -184,11 +193,12 @@ def model_config(question: dict[str, t.Any]) -> SimpleNamespace:
         hf_config=config,
         get_num_attention_heads=lambda _parallel: question["heads"],
         get_head_size=lambda: head_size(question["config"]),
-        get_num_kv_heads=lambda _parallel: 1,
+        get_num_kv_heads=lambda _parallel: question.get("kv_heads", 1),
         is_hybrid=False,
         is_diffusion=False,
         is_mm_prefix_lm=False,
         rswa_window=None,
+        dtype=torch.bfloat16,
     )
 
 
@@ -222,6 +232,10 @@ def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str
         "use_sparse": "index_topk" in config,
         "use_dcp": dcp > 1,
     }
+    if question.get("cross") and hasattr(cuda, "update_block_size_for_backend"):
+        # Older versions ask for a kernel of either kind.
+        kinds: t.Any = importlib.import_module("vllm.v1.attention.backend").AttentionType
+        asked["attn_type"] = kinds.ENCODER_DECODER
     whole = selector.AttentionSelectorConfig(**{key: asked[key] for key in asked if key in selector_fields(selector)})
     registry = first("vllm.v1.attention.backends.registry", "vllm.attention.backends.registry")
     named = question.get("backend")
@@ -230,11 +244,19 @@ def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str
         chosen, asked["block_size"] = forced(cuda, chosen, question)
     # Older versions do not ask for the heads.
     heads = [question["heads"]] if "num_heads" in inspect.signature(cuda.get_attn_backend_cls).parameters else []
-    try:
-        module, _dot, name = cuda.get_attn_backend_cls(chosen, whole, *heads).rpartition(".")
-    except ValueError as error:
-        return {"taken": None, "error": str(error)}
-    taken = getattr(importlib.import_module(module), name)
+    if "value" in question:
+        taken = split(registry, chosen, question, asked)
+    else:
+        try:
+            module, _dot, name = cuda.get_attn_backend_cls(chosen, whole, *heads).rpartition(".")
+        except ValueError as error:
+            return {"taken": None, "error": str(error)}
+        taken = getattr(importlib.import_module(module), name)
+    if not latent:
+        try:
+            make(taken, question, asked)
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            return {"taken": None, "error": str(error)}
     sizes = taken.get_supported_kernel_block_sizes()
     preferred = getattr(taken, "get_preferred_block_size", lambda default: default)
     asked["block_size"] = asked["block_size"] or preferred(16)
@@ -247,6 +269,36 @@ def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str
         "block_size": None if "index_topk" in config else asked["block_size"],
         **({} if latent else layer(taken, question, asked)),
     }
+
+
+def split(registry: t.Any, chosen: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any]) -> t.Any:
+    """The kernel of MiMo's layers, whose V heads have a size of their own: what the model's class takes."""
+    names = registry.AttentionBackendEnum
+    flash = names.FLASH_ATTN_DIFFKV.get_class()
+    taken = flash
+    if chosen is not None and chosen.name.endswith("_DIFFKV"):
+        taken = chosen.get_class()
+    elif hasattr(flash, "is_supported_on_current_device"):
+        fits = flash.is_supported_on_current_device(
+            head_size=asked["head_size"], head_size_v=question["value"], has_sinks=asked["has_sink"]
+        )
+        taken = flash if fits else names.TRITON_ATTN_DIFFKV.get_class()
+    taken.set_head_size_v(question["value"])
+    return taken
+
+
+def make(taken: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any]) -> None:
+    """Makes the kernel of one layer, which may refuse only now."""
+    heads, keys = question["heads"], question.get("kv_heads", 1)
+    window, cap = question["config"].get("sliding_window"), question["config"].get("attn_logit_softcapping")
+    kinds = first("vllm.v1.attention.backend", "vllm.attention.backends.abstract").AttentionType
+    decoder = kinds.ENCODER_DECODER if question.get("cross") else kinds.DECODER
+    more = {"sinks": torch.zeros(heads)} if asked["has_sink"] else {}
+    kernel = taken.get_impl_cls()
+    if taken.get_name() == "FLASHINFER" and not question.get("cross"):
+        # It may want a little memory of the GPU, and refuses nothing.
+        return
+    kernel(heads, asked["head_size"], 1.0, keys, None, window, asked["kv_cache_dtype"], cap, decoder, None, **more)
 
 
 def forced(cuda: t.Any, chosen: t.Any, question: dict[str, t.Any]) -> tuple[t.Any, int]:
@@ -284,9 +336,9 @@ def layer(taken: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any]) -> 
         kv_cache_torch_dtype=utilities.kv_cache_dtype_str_to_dtype(question["dtype"], model),
         sliding_window=question["config"].get("sliding_window"),
         attention_chunk_size=question["config"].get("attention_chunk_size"),
-        num_kv_heads=1,
+        num_kv_heads=question.get("kv_heads", 1),
         head_size=asked["head_size"],
-        head_size_v=asked["head_size"],
+        head_size_v=question.get("value", asked["head_size"]),
     )
     spec = kind.get_kv_cache_spec(whole, SimpleNamespace(cache_config=cache, model_config=model))
     # Since 0.28 a kernel packs what is quantised in its own way.
@@ -314,13 +366,21 @@ def main() -> None:
         GPU.capability = tuple(question["capability"])
         settings._current_vllm_config = SimpleNamespace(
             model_config=model_config(question),
-            parallel_config=SimpleNamespace(
-                prefill_context_parallel_size=1, decode_context_parallel_size=question["dcp"]
+            parallel_config=Settings(
+                prefill_context_parallel_size=1,
+                decode_context_parallel_size=question["dcp"],
+                dcp_comm_backend="ag_rs",
             ),
+            scheduler_config=SimpleNamespace(max_num_batched_tokens=2048),
             cache_config=SimpleNamespace(cache_dtype=question["dtype"]),
-            attention_config=SimpleNamespace(flash_attn_version=None, use_trtllm_attention=None),
+            attention_config=Settings(),
         )
-        answers.append(answer(cuda, selector, question))
+        found = answer(cuda, selector, {**question, "cross": False})
+        if question.get("cross") and found["taken"]:
+            # A decoder's layer that attends to an encoder comes after one that attends to itself.
+            refused = answer(cuda, selector, question)
+            found = found if refused["taken"] else refused
+        answers.append(found)
     ANSWERS.write(json.dumps(answers))
 
 
