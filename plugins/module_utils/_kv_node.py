@@ -217,16 +217,17 @@ def _fits_with(request: Request, model: Model, context: int) -> bool:
         return False
 
 
-def _variants(request: Request) -> Iterator[tuple[str, dict[str, Any], Request]]:
+def _variants(request: Request, model: Model) -> Iterator[tuple[str, dict[str, Any], Request]]:
     """The request with a larger DCP, then with a smaller draft, the smallest change of each first.
 
-    Each is a name of what is changed, the change as options, and the changed request.
+    Each is a name of what is changed, the change as options, and the changed request. Fewer drafted tokens save memory
+    with recurrent layers only, which keep a state for each of them.
     """
     for dcp in _legal_dcps(request):
         yield "dcp", {"decode_context_parallel_size": dcp}, replace(request, decode_context_parallel_size=dcp)
     if request.speculative_method is None:
         return
-    for tokens in range(request.speculative_tokens - 1, 0, -1):
+    for tokens in range(request.speculative_tokens - 1, 0, -1) if model.hybrid else ():
         smaller = {"method": request.speculative_method, "num_speculative_tokens": tokens}
         if request.replicated_draft:
             smaller["replicated_draft"] = True
@@ -242,7 +243,7 @@ def _cache_changes(request: Request, geometry: Geometry, capacity: Capacity) -> 
     if 0 < capacity.longest < capacity.context:
         changes.append({"max_model_len": capacity.longest})
     found: set[str] = set()
-    for what, change, changed in _variants(fixed):
+    for what, change, changed in _variants(fixed, geometry.model):
         if what not in found and _fits_with(changed, geometry.model, capacity.context):
             found.add(what)
             changes.append(change)
@@ -316,7 +317,7 @@ def _node_changes(
     if fewer > 0:
         changes.insert(0, {"max_num_seqs": fewer})
     found: set[str] = set()
-    for what, change, changed in _variants(request):
+    for what, change, changed in _variants(request, geometry.model):
         if what in found:
             continue
         try:
@@ -324,7 +325,7 @@ def _node_changes(
             if holds(other, sequences) and check_planned(other) is None:
                 found.add(what)
                 changes.append(with_budget(change, other, capacity.context))
-        except EngineRefusal:
+        except (EngineRefusal, ValueError):
             continue
     return changes
 
@@ -432,7 +433,7 @@ def _accepted(request: Request) -> bool:
     try:
         geometry = build_geometry(request)
         geometry.request_blocks(1)
-    except EngineRefusal:
+    except (EngineRefusal, ValueError):
         return False
     return check_planned(geometry) is None
 

@@ -668,10 +668,13 @@ def _entries(
             # Each stage fits its states to its own attention layers, and this one has none: what stays is the block
             # size from before any kernel was asked.
             here = replace(builder, state_page=0, state_block=builder.request.block_size or _FIRST_BLOCK)
-        specs = {cache: here.spec(cache) for cache in dict.fromkeys(own)}
+        # Most layers share one object, which is quicker to tell than its fields.
+        objects = {id(cache): cache for cache in own}
+        known = {cache: here.spec(cache) for cache in dict.fromkeys(objects.values())}
+        specs = {key: known[cache] for key, cache in objects.items()}
         for number, layer in enumerate(every[first:end], first):
             name = builder.model.layer_name.format(number)
-            entries.extend(Entry(number, specs[cache], number >= len(layers), name) for cache in layer)
+            entries.extend(Entry(number, specs[id(cache)], number >= len(layers), name) for cache in layer)
     return entries
 
 

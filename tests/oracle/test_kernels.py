@@ -262,8 +262,8 @@ def test_kernels_of_grouped_heads() -> None:
 
 def test_kernels_that_refuse_when_they_are_made() -> None:
     """The same for capped logits, cross attention and V heads of another size."""
-    asked = special_questions("0.32.0")[::2]
-    assert len(asked) > 2000
+    asked = special_questions("0.32.0")[::4]
+    assert len(asked) > 1500
     assert 500 < compare("0.32.0", asked) < len(asked)
 
 
