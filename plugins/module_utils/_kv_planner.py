@@ -337,18 +337,19 @@ def _check_builders(geometry: Geometry) -> str | None:
 
 
 def _check_sparse_dcp(geometry: Geometry) -> str | None:
-    """What FlashMLA's sparse kernel asks of DCP: packed rows, few heads on a rank, and a collective that it knows."""
+    """What FlashMLA's sparse kernel asks of DCP: few heads on a rank, also with those of the other ranks, and a
+    collective that it knows."""
     request = geometry.request
-    if not geometry.dtype.endswith("_ds_mla"):
-        return texts.sparse_dcp_cache()
     comm = request.dcp_comm_backend
     if comm is None:
         comm = "a2a" if geometry.model.family == "glm_moe_dsa" and geometry.dialect.version >= (0, 30) else "ag_rs"
     if geometry.dialect.version < (0, 33) and comm != "ag_rs":
         return texts.sparse_dcp_comm(comm)
-    if geometry.model.query_heads // request.tensor_parallel_size >= 32:
+    heads = geometry.model.query_heads // request.tensor_parallel_size
+    if heads >= 32:
         return texts.sparse_dcp_heads()
-    return None
+    gathered = heads * request.decode_context_parallel_size
+    return texts.sparse_dcp_envelope(heads, gathered) if gathered > 64 else None
 
 
 def find_model(request: Request, dialect: Dialect) -> Model:
@@ -588,6 +589,9 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
             raise EngineRefusal(uneven)
     check_layers(request, model, dtype)
     check_made(request, model, dialect, dtype, backend)
+    gathers = request.decode_context_parallel_size > 1 and backend.has_dcp(dialect)
+    if gathers and backend.name == "FLASHMLA_SPARSE" and not dtype.endswith("_ds_mla"):
+        raise EngineRefusal(texts.sparse_dcp_cache())
     bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
     if model.expert_layers and not all(any(model.expert_layers[first:end]) for first, end in bounds):
         raise EngineRefusal(model.no_experts)

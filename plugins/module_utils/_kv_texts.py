@@ -290,6 +290,14 @@ def sparse_dcp_heads() -> str:
     )
 
 
+def sparse_dcp_envelope(heads: int, gathered: int) -> str:
+    """FlashMLA's sparse kernel with so many heads on all ranks of DCP that it takes a larger one for them."""
+    return (
+        "DCP for FlashMLA sparse requires the local and DCP-gathered head counts to pad to the same fp8 decode kernel "
+        f"envelope; got {heads} local heads (pad to 64) vs {gathered} gathered heads (pad to 128)"
+    )
+
+
 def sparse_dcp_cache() -> str:
     """FlashMLA's sparse kernel with DCP over a cache that is not quantised."""
     return "DCP for FlashMLA sparse requires an fp8_ds_mla kv-cache; the bf16 sparse path is not supported under DCP."

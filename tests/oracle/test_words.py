@@ -29,6 +29,8 @@ VERSIONS = [
 WORDS = (
     ("DCP not support fp8 kvcache now.", "*/mla/common.py */layers/attention/mla_attention.py", "0.13.0", "0.26.0"),
     ("DCP sparse indexer currently supports only", "*/mla/indexer.py", "0.26.0", "0.30.0"),
+    ("DCP for FlashMLA sparse requires the local and ", "*/mla/flashmla_sparse.py", "0.30.0", "1"),
+    ("DCP for FlashMLA sparse requires an fp8_ds_mla kv-cache", "*/mla/flashmla_sparse.py", "0.30.0", "1"),
     ("--kv-cache-dtype nvfp4 requires sm100f, ", "*/backends/flashinfer.py", "0.24.0", "0.26.0"),
     ("The DCP prefill wrapper cannot read NVFP4 block scales.", "*/backends/flashinfer.py", "0.32.0", "1"),
     ("There is a bug in FlashInfer block_size 16 head size 256", "*/backends/flashinfer.py", "0.13.0", "0.20.0"),

@@ -48,6 +48,9 @@ WHISPER = {
     "max_source_positions": 1500,
     "max_target_positions": 448,
 }
+SPARSE_BF16 = (
+    "DCP for FlashMLA sparse requires an fp8_ds_mla kv-cache; the bf16 sparse path is not supported under DCP."
+)
 TRITON_FP8 = (
     "FP8 KV cache is not supported by the Triton attention backend on this GPU (compute capability 8.6); native FP8 "
     "(fp8e4nv) requires SM89+. Re-run with --kv-cache-dtype bfloat16."
@@ -107,6 +110,7 @@ def answer(config: dict[str, t.Any], engine: str, capability: str, dtype: str, *
         ),
         (MIMO, "0.33.0", "10.0", "fp8", {}, "FlashAttention does not support fp8 kv-cache on this device."),
         (MIMO, "0.20.0", "12.1", "fp8", {}, "FlashAttention does not support fp8 kv-cache on this device."),
+        (GLM, "0.33.0", "9.0", "bfloat16", {"decode_context_parallel_size": 2}, SPARSE_BF16),
         (WHISPER, "0.32.0", "10.0", "auto", {}, None),
         (WHISPER, "0.32.0", "10.0", "auto", {"attention_backend": "FLASHINFER"}, NO_CROSS),
     ],
@@ -122,6 +126,12 @@ def test_refused_when_made(
 
 
 DCP: dict[str, t.Any] = {"decode_context_parallel_size": 2}
+EIGHT: dict[str, t.Any] = {"decode_context_parallel_size": 8, "tensor_parallel_size": 8}
+MANY_HEADS = {**GLM, "model_type": "deepseek_v32", "num_attention_heads": 128}
+ENVELOPE = (
+    "DCP for FlashMLA sparse requires the local and DCP-gathered head counts to pad to the same fp8 decode kernel "
+    "envelope; got 16 local heads (pad to 64) vs 128 gathered heads (pad to 128)"
+)
 SM100F = "--kv-cache-dtype nvfp4 requires sm100f, please try a different dtype or remove"
 WINDOWS = "Window left is not the same for all layers. One potential fix is to set disable_sliding_window=True"
 
@@ -141,6 +151,8 @@ WINDOWS = "Window left is not the same for all layers. One potential fix is to s
             "DCP sparse indexer currently supports only cp_kv_cache_interleave_size=1 (got 16).",
         ),
         (GLM, "0.28.0", "10.0", "fp8", DCP, None),
+        (MANY_HEADS, "0.33.0", "9.0", "fp8", EIGHT, ENVELOPE),
+        (MANY_HEADS, "0.33.0", "9.0", "fp8", {**EIGHT, "decode_context_parallel_size": 4}, None),
         (LLAMA, "0.24.0", "12.1", "nvfp4", {}, SM100F),
         (LLAMA, "0.24.0", "10.0", "nvfp4", {}, None),
         (LLAMA, "0.32.0", "12.1", "nvfp4", DCP, "The DCP prefill wrapper cannot read NVFP4 block scales."),
