@@ -22,7 +22,7 @@ import sys
 import typing as t
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 os.environ["VLLM_TARGET_DEVICE"] = "cpu"
 ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -252,11 +252,13 @@ def answer(cuda: t.Any, selector: t.Any, question: dict[str, t.Any]) -> dict[str
         except ValueError as error:
             return {"taken": None, "error": str(error)}
         taken = getattr(importlib.import_module(module), name)
-    if not latent:
-        try:
+    try:
+        if not latent:
             make(taken, question, asked)
-        except (AssertionError, NotImplementedError, ValueError) as error:
-            return {"taken": None, "error": str(error)}
+        elif taken.get_name() == "FLASHMLA_SPARSE":
+            make_sparse(taken, question, asked)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        return {"taken": None, "error": str(error)}
     sizes = taken.get_supported_kernel_block_sizes()
     preferred = getattr(taken, "get_preferred_block_size", lambda default: default)
     asked["block_size"] = asked["block_size"] or preferred(16)
@@ -299,6 +301,23 @@ def make(taken: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any]) -> N
         # It may want a little memory of the GPU, and refuses nothing.
         return
     kernel(heads, asked["head_size"], 1.0, keys, None, window, asked["kv_cache_dtype"], cap, decoder, None, **more)
+
+
+def make_sparse(taken: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any]) -> None:
+    """Makes FlashMLA's sparse kernel as far as it asks about DCP; the workspace that it wants after that is a GPU's."""
+    layers = first("vllm.model_executor.layers.attention.mla_attention", "vllm.attention.layer")
+    if not hasattr(layers, "_canonicalize_sparse_mla_kv_cache_dtype"):
+        # Versions before 0.24 choose no such kernel for DCP.
+        return
+    kernel, dtype = taken.get_impl_cls(), layers._canonicalize_sparse_mla_kv_cache_dtype(taken, asked["kv_cache_dtype"])
+    rotary = question["config"]["qk_rope_head_dim"]
+
+    def common(self: t.Any, *_arguments: t.Any, **_more: t.Any) -> None:
+        self.need_to_return_lse_for_decode = question["dcp"] > 1
+        self.kv_lora_rank, self.qk_rope_head_dim = asked["head_size"] - rotary, rotary
+
+    with patch.object(kernel.__mro__[1], "__init__", common), contextlib.suppress(AssertionError, AttributeError, TypeError):
+        kernel(question["heads"], asked["head_size"], 1.0, 1, None, None, dtype, None, "decoder", None)
 
 
 def forced(cuda: t.Any, chosen: t.Any, question: dict[str, t.Any]) -> tuple[t.Any, int]:

@@ -296,6 +296,7 @@ def test_scales_that_an_old_engine_forgets_are_not_planned() -> None:
         "kv_cache_memory_bytes": 10**8,
         "max_model_len": 512,
         "compute_capability": "9.0",
+        "attention_backend": "TRITON_ATTN",
     }
     assert fit({**options, "engine": "0.20.0"})["fits"]
     assert fit({**options, "engine": "0.28.0", "disable_hybrid_kv_cache_manager": True})["fits"]
