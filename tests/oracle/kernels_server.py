@@ -316,7 +316,8 @@ def make_sparse(taken: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any
         self.need_to_return_lse_for_decode = question["dcp"] > 1
         self.kv_lora_rank, self.qk_rope_head_dim = asked["head_size"] - rotary, rotary
 
-    with patch.object(kernel.__mro__[1], "__init__", common), contextlib.suppress(AssertionError, AttributeError, TypeError):
+    after_it = contextlib.suppress(AssertionError, AttributeError, TypeError)
+    with patch.object(kernel.__mro__[1], "__init__", common), after_it:
         kernel(question["heads"], asked["head_size"], 1.0, 1, None, None, dtype, None, "decoder", None)
 
 
