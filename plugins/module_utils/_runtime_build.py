@@ -50,10 +50,10 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_cache im
     Archive,
     archive_paths,
     find_archive,
-    sha256_of,
     write_info,
 )
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_elf import strip_elf
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import file_sha256
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_pack import FILE_MODE, pack
 from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_source import (
     Built,
@@ -178,7 +178,7 @@ def _choose(folder: Path, entries: Iterable[LockEntry], target: Target) -> dict[
         for version, path in by_name.get(entry.name, []):
             if version != entry.version.lower() or not compatible(path.name, target):
                 continue
-            if entry.hashes and sha256_of(path) not in entry.hashes:
+            if entry.hashes and file_sha256(path) not in entry.hashes:
                 continue
             found[entry.name] = path
     return found
@@ -234,7 +234,7 @@ def _fetch(request: Request, entries: Sequence[LockEntry], wheels: Path) -> None
                 entry = next(
                     (item for item in group if item.name == normalized(parse_wheel_name(path.name).name)), None
                 )
-                seen = sha256_of(path)
+                seen = file_sha256(path)
                 if entry is not None and entry.hashes and seen not in entry.hashes:
                     raise BuildError(
                         f"the wheel {path.name} that pip fetched has the SHA-256 {seen}, the lock allows"
@@ -365,7 +365,7 @@ def export_wheelhouse(request: Request, cache: Path, folder: Path) -> tuple[str,
         copies += [(path, folder / "built" / made.name / path.name) for path in sorted(made.iterdir())]
     added = []
     for path, target in copies:
-        if target.is_file() and sha256_of(target) == sha256_of(path):
+        if target.is_file() and file_sha256(target) == file_sha256(path):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")

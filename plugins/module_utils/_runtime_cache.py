@@ -8,7 +8,6 @@ The controller looks here by itself, so this imports little: Ansible compiles wh
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime import (
     manifest_look,
     minor_version,
 )
+from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout import file_sha256
 
 __all__ = [
     "LOCK_NAME",
@@ -34,13 +34,11 @@ __all__ = [
     "find_archive",
     "known_lock",
     "lock_path",
-    "sha256_of",
     "write_info",
 ]
 
 # A wheelhouse's own lock.
 LOCK_NAME = "lock.txt"
-_CHUNK_BYTES = 1 << 20
 # The options of module runtime_archive that are texts, but for export_dir: what is exported is the module's work.
 _TEXTS = ("cache_dir", "lock", "lock_excludes", "lock_inputs", "python_version", "wheelhouse")
 
@@ -64,14 +62,6 @@ class Archive:
     compiled: bool
     unused_slim: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-def sha256_of(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as handle:
-        for chunk in iter(lambda: handle.read(_CHUNK_BYTES), b""):
-            total.update(chunk)
-    return total.hexdigest()
 
 
 def archive_paths(cache: Path, digest: str) -> tuple[Path, Path]:
@@ -106,7 +96,7 @@ def find_archive(cache: Path, digest: str) -> Archive | None:
         return None
     if archive.digest != digest or archive.archive_bytes != seen.st_size:
         return None
-    if raw.get("stamp") != stamp and sha256_of(path) != archive.archive_sha256:
+    if raw.get("stamp") != stamp and file_sha256(path) != archive.archive_sha256:
         return None
     if raw.get("stamp") != stamp or "look_sha256" not in raw:
         write_info(info_path, archive, stamp)

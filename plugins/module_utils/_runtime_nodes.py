@@ -32,6 +32,8 @@ from ansible_collections.sparkrig.serving.plugins.module_utils._runtime_layout i
     MANIFEST_NAME,
     Layout,
     TreeError,
+    file_sha256,
+    walk,
 )
 
 __all__ = [
@@ -66,14 +68,6 @@ class NodeFacts:
     # The version that /usr/bin/pythonMINOR reports, or None when there is no such program.
     python: str | None
     usual_python: str | None
-
-
-def file_sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as handle:
-        for chunk in iter(lambda: handle.read(_CHUNK_BYTES), b""):
-            total.update(chunk)
-    return total.hexdigest()
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -119,23 +113,6 @@ def _some(paths: Iterable[str]) -> str:
     return ", ".join(ordered[:_SHOWN]) + more
 
 
-def _walk(tree: Path) -> dict[str, tuple[int, int]]:
-    """Mode and bytes of every file and symlink below a folder. Texts instead of ``Path``: a tree has 35,000 of them."""
-    found: dict[str, tuple[int, int]] = {}
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(f"{tree}/{folder}") as items:
-            for item in items:
-                path = f"{folder}{item.name}"
-                if item.is_dir(follow_symlinks=False):
-                    folders.append(f"{path}/")
-                else:
-                    state = item.stat(follow_symlinks=False)
-                    found[path] = (state.st_mode, state.st_size)
-    return found
-
-
 def check_tree(tree: Path, expected_sha256: str, full: bool, manifest: Manifest | None = None) -> str | None:
     """What is wrong with a tree, in one sentence; None when it is as its manifest says.
 
@@ -149,8 +126,8 @@ def check_tree(tree: Path, expected_sha256: str, full: bool, manifest: Manifest 
         return f"{tree} has no manifest that can be read"
     if manifest.tree_sha256 != expected_sha256:
         return f"{tree} is another tree: its manifest says {manifest.tree_sha256}, expected {expected_sha256}"
-    found = _walk(tree)
-    found.pop(MANIFEST_NAME, None)
+    states = ((path, item.stat(follow_symlinks=False)) for path, item in walk(tree))
+    found = {path: (state.st_mode, state.st_size) for path, state in states}
     wanted = {entry.path: entry for entry in manifest.entries}
     missing = wanted.keys() - found.keys()
     if missing:
