@@ -54,7 +54,8 @@ planner: t.Any = importlib.import_module("vllm.v1.core.kv_cache_utils")
 planning: t.Any = planner if hasattr(planner, "get_kv_cache_configs") else None
 planning = planning or importlib.import_module("vllm.v1.core.kv_cache_planning")
 registry: t.Any = importlib.import_module("vllm.model_executor.models.registry")
-torch_utils: t.Any = importlib.import_module("vllm.utils.torch_utils")
+# It lies beside this file.
+parts: t.Any = importlib.import_module("planner_parts")
 backend: t.Any = importlib.import_module("vllm.v1.attention.backend")
 triton: t.Any = importlib.import_module("vllm.v1.attention.backends.triton_attn")
 distributed: t.Any = importlib.import_module("vllm.distributed")
@@ -99,29 +100,6 @@ Question = dict[str, t.Any]
 ROW_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 
 
-def torch_dtype(name: str) -> t.Any:
-    """The torch type of a cache dtype; auto is bfloat16 here."""
-    return torch.bfloat16 if name == "auto" else torch_utils.STR_DTYPE_TO_TORCH_DTYPE[name]
-
-
-def attention_options(spec: Question) -> Question:
-    """What all attention specs have in common."""
-    dtype = spec["dtype"]
-    return {
-        "block_size": spec["block_size"],
-        "num_kv_heads": spec["heads"],
-        "head_size": spec["key"],
-        "dtype": torch_dtype(dtype),
-        "kv_quant_mode": interface.get_kv_quant_mode(dtype),
-        "block_stride_alignment": alignment(spec),
-    }
-
-
-def built(kind: t.Any, **options: t.Any) -> t.Any:
-    """A spec with what this version of it has: blocks have strides of their own since 0.31."""
-    return kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})
-
-
 def alignment(spec: Question) -> t.Any:
     """What the distance of blocks must be a multiple of: bytes, or whole kernel blocks of so many tokens."""
     return backend.MultipleOf(spec["kernel_rows"]) if spec["kernel_rows"] else spec["stride"]
@@ -133,8 +111,7 @@ def packed(spec: t.Any) -> t.Any:
     if mode.is_per_token_head:
         return triton.TritonAttentionBackend.customize_spec(spec)
     if mode.is_nvfp4:
-        content = torch_utils.nvfp4_kv_cache_full_dim(spec.head_size)
-        return planner.replace(spec, num_head_slots=2 * spec.num_kv_heads, state_content_bytes=content)
+        return parts.nvfp4_spec(spec)
     return spec
 
 
@@ -142,78 +119,26 @@ def make_spec(spec: Question) -> t.Any:
     """A vLLM spec from its description."""
     kind = spec["kind"]
     if kind == "state":
-        return built(
-            interface.MambaSpec,
-            block_size=spec["block_size"],
-            shapes=tuple(tuple(shape) for shape in spec["shapes"]),
-            dtypes=tuple(torch_utils.STR_DTYPE_TO_TORCH_DTYPE[name] for name in spec["dtypes"]),
-            page_size_padded=spec["padded_page"],
-            mamba_cache_mode=spec["mode"],
-            num_speculative_blocks=spec["draft_states"],
-            num_prefill_checkpoint_blocks=spec["checkpoint_states"],
-        )
-    options = attention_options(spec)
+        return parts.state_spec(spec)
+    options = {
+        "block_size": spec["block_size"],
+        "head_size": spec["key"],
+        "block_stride_alignment": alignment(spec),
+    }
     if kind == "indexer":
-        return built(
-            interface.MLAAttentionSpec,
-            block_size=spec["block_size"],
-            num_kv_heads=1,
-            head_size=spec["key"],
-            dtype=torch.uint8,
-            cache_role=interface.SparseCacheRole.INDEXER,
-            block_stride_alignment=alignment(spec),
-        )
+        options.update(num_kv_heads=1, dtype=torch.uint8, cache_role=interface.SparseCacheRole.INDEXER)
+        return parts.built(interface.MLAAttentionSpec, **options)
     if kind == "mla":
-        return built(
+        options.update(num_kv_heads=spec["heads"], dtype=parts.torch_dtype(spec["dtype"]))
+        return parts.built(
             interface.MLAAttentionSpec,
             **options,
+            kv_quant_mode=interface.get_kv_quant_mode(spec["dtype"]),
             cache_dtype_str=spec["dtype"],
             state_content_bytes=ROW_BYTES.get(spec["dtype"]),
             is_index_group_leader=spec.get("leader", False),
         )
-    options["head_size_v"] = spec["value"]
-    if kind == "sliding":
-        return packed(built(interface.SlidingWindowSpec, **options, sliding_window=spec["window"]))
-    if kind == "chunked":
-        return packed(built(interface.ChunkedLocalAttentionSpec, **options, attention_chunk_size=spec["window"]))
-    if kind == "cross":
-        return packed(built(interface.CrossAttentionSpec, **options))
-    return packed(built(interface.FullAttentionSpec, **options))
-
-
-def make_config(question: Question) -> SimpleNamespace:
-    """The little of VllmConfig that the planner's functions look at."""
-    length = question["max_model_len"]
-    return SimpleNamespace(
-        model_config=SimpleNamespace(
-            max_model_len=question["derived_len"] if length == -1 else length,
-            original_max_model_len=length,
-            supports_kv_cache_grouping=False,
-            hf_config=SimpleNamespace(model_type="llama"),
-        ),
-        parallel_config=SimpleNamespace(
-            decode_context_parallel_size=question["dcp"],
-            tensor_parallel_size=question["tp"],
-            prefill_context_parallel_size=1,
-        ),
-        cache_config=SimpleNamespace(
-            num_gpu_blocks_override=question.get("override"),
-            get_resolved_kv_cache_layout=lambda: layouts.KVCacheLayout[question.get("layout", "LBNHC")],
-            prefix_cache_retention_interval=0,
-            block_size=question["block_size"],
-            mamba_cache_mode=question["mode"],
-        ),
-        scheduler_config=SimpleNamespace(
-            disable_hybrid_kv_cache_manager=question.get("disable_hybrid", False),
-            max_num_batched_tokens=question["in_flight"],
-            max_num_encoder_input_tokens=question.get("encoder_tokens", 0),
-        ),
-        attention_config=SimpleNamespace(hisparse_config=None),
-        device_config=SimpleNamespace(device_type=question["device"]),
-        speculative_config=None,
-        num_prefill_lookahead_tokens=0,
-        max_in_flight_tokens=question["in_flight"],
-    )
+    return packed(parts.heads_spec(spec, **options))
 
 
 def planned(config: t.Any, workers: list[t.Any], available: list[int]) -> t.Any:
@@ -232,7 +157,8 @@ def block_bytes(config: t.Any, groups: t.Any) -> int:
 
 def plan(question: Question) -> Question:
     """The planner's functions on described specs: blocks, tokens, concurrency."""
-    config = make_config(question)
+    layout = layouts.KVCacheLayout[question.get("layout", "LBNHC")]
+    config = parts.make_config(question, get_resolved_kv_cache_layout=lambda: layout)
     workers = [{name: make_spec(spec) for name, spec in worker} for worker in question["workers"]]
     configs = planned(config, workers, list(question["available"]))
     tokens, concurrency = planner.get_kv_cache_capacity(config, planner.generate_scheduler_kv_cache_config(configs))

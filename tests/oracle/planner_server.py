@@ -16,7 +16,6 @@ import re
 import sys
 import traceback
 import typing as t
-from types import SimpleNamespace
 
 # It lies beside this file; it keeps stdout for the answers.
 kernels: t.Any = importlib.import_module("kernels_server")
@@ -26,7 +25,7 @@ sys.meta_path.insert(0, kernels.Finder())
 torch: t.Any = importlib.import_module("torch")
 interface: t.Any = importlib.import_module("vllm.v1.kv_cache_interface")
 planner: t.Any = importlib.import_module("vllm.v1.core.kv_cache_utils")
-utilities: t.Any = importlib.import_module("vllm.utils.torch_utils")
+parts: t.Any = importlib.import_module("planner_parts")
 
 Question = dict[str, t.Any]
 
@@ -41,16 +40,6 @@ class Records:
         return lambda line, *values, **_options: self.lines.append(str(line) % values if values else str(line))
 
 
-def built(kind: t.Any, **options: t.Any) -> t.Any:
-    """A spec with what this version of it has."""
-    return kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})
-
-
-def torch_dtype(name: str) -> t.Any:
-    """The torch type of a cache dtype; auto is bfloat16 here."""
-    return torch.bfloat16 if name == "auto" else utilities.STR_DTYPE_TO_TORCH_DTYPE[name]
-
-
 def packed(spec: t.Any) -> t.Any:
     """The packing that the kernels choose for quantised caches since 0.28."""
     if "state_content_bytes" not in type(spec).__dataclass_fields__:
@@ -60,84 +49,29 @@ def packed(spec: t.Any) -> t.Any:
         data = spec.head_size // 2 if mode.name.startswith("INT4") else spec.head_size
         return planner.replace(spec, state_content_bytes=2 * (data + 4))
     if mode.is_nvfp4:
-        content = utilities.nvfp4_kv_cache_full_dim(spec.head_size)
-        return planner.replace(spec, num_head_slots=2 * spec.num_kv_heads, state_content_bytes=content)
+        return parts.nvfp4_spec(spec)
     return spec
 
 
 def make_spec(spec: Question) -> t.Any:
     """A spec from its description."""
-    kind, dtype = spec["kind"], spec["dtype"]
+    kind = spec["kind"]
     if kind == "state":
-        return built(
-            interface.MambaSpec,
-            block_size=spec["block_size"],
-            shapes=tuple(tuple(shape) for shape in spec["shapes"]),
-            dtypes=tuple(utilities.STR_DTYPE_TO_TORCH_DTYPE[name] for name in spec["dtypes"]),
-            page_size_padded=spec["padded_page"],
-            mamba_cache_mode=spec["mode"],
-            num_speculative_blocks=spec["draft_states"],
-        )
+        return parts.state_spec(spec)
     options: Question = {
         "block_size": spec["block_size"],
-        "num_kv_heads": 1,
         "head_size": spec["key"],
         # True of every kernel here, by the classes of 0.24 to 0.28.
         "indexes_kv_by_block_stride": True,
     }
     if kind == "indexer":
-        return built(interface.MLAAttentionSpec, **options, dtype=torch.uint8)
-    options["dtype"] = torch_dtype(dtype)
+        return parts.built(interface.MLAAttentionSpec, **options, num_kv_heads=1, dtype=torch.uint8)
     if kind == "mla":
         # Since 0.28 the kernel says what a packed row has; before, the spec knew it by this name.
-        row = 656 if dtype == "fp8_ds_mla" else None
-        return built(interface.MLAAttentionSpec, **options, cache_dtype_str=dtype, state_content_bytes=row)
-    options.update(num_kv_heads=spec["heads"], head_size_v=spec["value"])
-    if hasattr(interface, "get_kv_quant_mode"):
-        options["kv_quant_mode"] = interface.get_kv_quant_mode(dtype)
-    if kind == "sliding":
-        return packed(built(interface.SlidingWindowSpec, **options, sliding_window=spec["window"]))
-    if kind == "chunked":
-        return packed(built(interface.ChunkedLocalAttentionSpec, **options, attention_chunk_size=spec["window"]))
-    if kind == "cross":
-        return packed(built(interface.CrossAttentionSpec, **options))
-    return packed(built(interface.FullAttentionSpec, **options))
-
-
-def make_config(question: Question) -> SimpleNamespace:
-    """The little of VllmConfig that the planner's functions look at."""
-    length = question["max_model_len"]
-    return SimpleNamespace(
-        model_config=SimpleNamespace(
-            max_model_len=question["derived_len"] if length == -1 else length,
-            original_max_model_len=length,
-            supports_kv_cache_grouping=False,
-            hf_config=SimpleNamespace(model_type="llama"),
-        ),
-        parallel_config=SimpleNamespace(
-            decode_context_parallel_size=question["dcp"],
-            tensor_parallel_size=question["tp"],
-            prefill_context_parallel_size=1,
-        ),
-        cache_config=SimpleNamespace(
-            num_gpu_blocks_override=question.get("override"),
-            prefix_cache_retention_interval=0,
-            block_size=question["block_size"],
-            mamba_cache_mode=question["mode"],
-            enable_prefix_caching=True,
-        ),
-        scheduler_config=SimpleNamespace(
-            disable_hybrid_kv_cache_manager=question.get("disable_hybrid", False),
-            max_num_batched_tokens=question["in_flight"],
-            max_num_encoder_input_tokens=question.get("encoder_tokens", 0),
-        ),
-        attention_config=SimpleNamespace(),
-        device_config=SimpleNamespace(device_type=question["device"]),
-        speculative_config=None,
-        kv_transfer_config=None,
-        kv_events_config=None,
-        max_in_flight_tokens=question["in_flight"],
-    )
+        row = 656 if spec["dtype"] == "fp8_ds_mla" else None
+        options.update(num_kv_heads=1, dtype=parts.torch_dtype(spec["dtype"]), cache_dtype_str=spec["dtype"])
+        return parts.built(interface.MLAAttentionSpec, **options, state_content_bytes=row)
+    return packed(parts.heads_spec(spec, **options))
 
 
 def capacity(config: t.Any, scheduled: t.Any, said: Records) -> tuple[int, float]:
@@ -153,7 +87,7 @@ def plan(question: Question) -> Question:
     """Blocks, tokens, concurrency."""
     said = Records()
     planner.logger = said
-    config = make_config(question)
+    config = parts.make_config(question, enable_prefix_caching=True)
     workers = [{name: make_spec(spec) for name, spec in worker} for worker in question["workers"]]
     configs = planner.get_kv_cache_configs(config, workers, list(question["available"]))
     tokens, concurrency = capacity(config, planner.generate_scheduler_kv_cache_config(configs), said)

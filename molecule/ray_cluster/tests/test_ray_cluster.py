@@ -29,7 +29,8 @@ def ray_nodes_info(node: str, **options: t.Any) -> dict[str, t.Any]:
     """What the module says on *node*."""
     arguments = json.dumps({"address": GCS, "nodes": ADDRESSES, **options})
     command = [str(BIN / "ansible"), "-i", str(INVENTORY), node, "-b", "-m", "sparkrig.serving.ray_nodes_info"]
-    variables = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
+    # Molecule asks for colours, which are no JSON.
+    variables = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_FORCE_COLOR": "0"}
     done = subprocess.run(
         [*command, "-a", arguments], cwd=PROJECT, env=variables, capture_output=True, text=True, check=False
     )
