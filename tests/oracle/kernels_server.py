@@ -311,14 +311,14 @@ def make_sparse(taken: t.Any, question: dict[str, t.Any], asked: dict[str, t.Any
         return
     kernel, dtype = taken.get_impl_cls(), layers._canonicalize_sparse_mla_kv_cache_dtype(taken, asked["kv_cache_dtype"])
     rotary = question["config"]["qk_rope_head_dim"]
+    latent = {"kv_lora_rank": asked["head_size"] - rotary, "qk_rope_head_dim": rotary}
 
     def common(self: t.Any, *_arguments: t.Any, **_more: t.Any) -> None:
-        self.need_to_return_lse_for_decode = question["dcp"] > 1
-        self.kv_lora_rank, self.qk_rope_head_dim = asked["head_size"] - rotary, rotary
+        vars(self).update(latent, need_to_return_lse_for_decode=question["dcp"] > 1)
 
     after_it = contextlib.suppress(AssertionError, AttributeError, TypeError)
     with patch.object(kernel.__mro__[1], "__init__", common), after_it:
-        kernel(question["heads"], asked["head_size"], 1.0, 1, None, None, dtype, None, "decoder", None)
+        kernel(question["heads"], asked["head_size"], 1.0, 1, None, None, dtype, None, "decoder", None, **latent)
 
 
 def forced(cuda: t.Any, chosen: t.Any, question: dict[str, t.Any]) -> tuple[t.Any, int]:
