@@ -22,11 +22,18 @@ def _of_nodes(nodes: Any, hostvars: Any, name: str) -> dict[str, Any]:
 
 def checkpoint_plan(nodes: Any, hostvars: Any, name: str, reserve_bytes: int = 0) -> dict[str, Any]:
     """What has to be copied to make every node whole."""
-    looks = {node: value["folders"] for node, value in _of_nodes(nodes, hostvars, name).items() if value}
+    looked = {node: value for node, value in _of_nodes(nodes, hostvars, name).items() if value}
     try:
-        return spread_plan([str(node) for node in nodes], looks, reserve_bytes)
+        plan = spread_plan(
+            [str(node) for node in nodes], {node: value["folders"] for node, value in looked.items()}, reserve_bytes
+        )
     except ValueError as error:
         raise AnsibleFilterError(f"checkpoint_plan: {error}") from error
+    # What is whole and still cannot be served, with the nodes that say so.
+    said: dict[str, list[str]] = {}
+    for node in plan["whole"]:
+        said.setdefault(looked[node].get("problem", ""), []).append(node)
+    return {**plan, "unfit": [f"{', '.join(names)}: {problem}" for problem, names in said.items() if problem]}
 
 
 def checkpoint_jobs(nodes: Any, hostvars: Any, name: str, addresses_name: str, **options: Any) -> dict[str, Any]:

@@ -125,6 +125,13 @@ def test_checkpoint_that_nobody_has(nodes: list[Path], play: t.Callable[..., str
         assert "checkpoint_download_command" in said
 
 
+def test_what_is_whole_and_cannot_be_served_is_said_once_with_its_nodes(play: t.Callable[..., str]) -> None:
+    said = " ".join(play(entry="inspect", checkpoint_tensor_parallel_size=3).split())
+    assert "spark1, spark2: self_attn.q_b_proj.weight is 512 wide, which 3 ranks cannot split evenly" in said
+    assert "fatal: [spark1]" in said
+    assert "fatal: [spark2]" not in said
+
+
 def test_only_extra_files_are_removed_and_only_when_asked(nodes: list[Path], play: t.Callable[..., str]) -> None:
     stray = nodes[1] / "lab-base" / "old.safetensors"
     stray.write_bytes(b"old")

@@ -24,7 +24,7 @@ PLACES = [
     ("checkpoint : Lay the overlay", 0.5),
     ("kv_budget : Measure the nodes", 0.5),
     ("ray_cluster : node | Run", 1.0),
-    ("vllm_serve : start | Wait until the engine", 10.0),
+    ("vllm_serve : engine | Wait until the engine", 10.0),
     ("verify : Ask for a completion", 0.5),
 ]
 

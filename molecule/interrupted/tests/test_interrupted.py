@@ -20,7 +20,7 @@ PLACES = [
     ("runtime : Have the tree on every node", 5.0),
     ("runtime : Have the tree on every node", 15.0),
     ("ray_cluster : follow | Wait until the head", 1.0),
-    ("vllm_serve : start | Wait until the engine", 10.0),
+    ("vllm_serve : engine | Wait until the engine", 10.0),
 ]
 
 
