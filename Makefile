@@ -193,7 +193,7 @@ long: ## What is too long for `make test`: builds from source, and the long scen
 	@$(MAKE) --no-print-directory serving SERVING="$(SERVING_LONG)"
 
 .PHONY: commands
-commands: build ## README and pages, typed in a fresh clone with a lab of its own; ONLY="not bench" leaves out the longest
+commands: build ## README and pages, typed in a fresh clone with a lab of its own; ONLY="not performance" leaves out `make bench`
 	pytest -v -s tests/commands $(if $(ONLY),-k "$(ONLY)")
 
 .PHONY: faults
