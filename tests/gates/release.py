@@ -22,6 +22,7 @@ from lab.nodes import INVENTORY
 from lab.play import Outcome, parse_recap
 from tests.gates.artefact import BIN, PROJECT, bare_environment, install
 
+REACH = "reach.py"
 CONFIGURATION = "[defaults]\ncollections_path = {installed}\n"
 
 
@@ -36,7 +37,10 @@ def make_place(place: Path, installed: Path) -> None:
     """A folder as somebody has it who only installed the collection: an inventory and a configuration."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    shutil.copytree(INVENTORY, place / "inventory")
+    inventory = place / "inventory"
+    shutil.copytree(INVENTORY, inventory, ignore=shutil.ignore_patterns(REACH))
+    # How its nodes are reached is the lab's to say, from where it lies.
+    (inventory / REACH).symlink_to(INVENTORY / REACH)
     (place / "ansible.cfg").write_text(CONFIGURATION.format(installed=installed), encoding="utf-8")
 
 
