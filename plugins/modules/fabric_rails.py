@@ -411,9 +411,10 @@ def program_files(module: AnsibleModule, rails: t.Sequence[Rail]) -> list[Owned]
         "wait_s": module.params["start_wait_s"],
     }
     files.append(Owned(CONFIG_FILE, 0o644, json.dumps(config, indent=2, sort_keys=True) + "\n"))
+    # Not the interpreter of this run: controllers that are configured in different ways find different ones.
     drop_in = (
         f"{_fabric.HEADER}[Service]\nEnvironmentFile=-{GID_FILE}\n"
-        f"ExecStartPre=+{sys.executable} -B {PROGRAM_FOLDER}/fabric start {CONFIG_FILE}\n"
+        f"ExecStartPre=+/usr/bin/python3 -B {PROGRAM_FOLDER}/fabric start {CONFIG_FILE}\n"
     )
     files += [
         Owned(f"{UNIT_FOLDER}/{unit}.d/sparkrig-fabric.conf", 0o644, drop_in) for unit in module.params["services"]

@@ -587,7 +587,7 @@ def test_the_program_is_installed_as_it_is_here_and_goes_again(node: FakeNode, r
         own = (PROJECT / "plugins" / "module_utils" / f"{part}.py").read_text()
         assert (folder / "sparkrig_fabric" / f"{part}.py").read_text() == own
     drop_in = (node.units / "sparkrig-ray.service.d" / "sparkrig-fabric.conf").read_text()
-    assert "EnvironmentFile=-/run/sparkrig/gid.env\nExecStartPre=+" in drop_in
+    assert "EnvironmentFile=-/run/sparkrig/gid.env\nExecStartPre=+/usr/bin/python3 -B " in drop_in
     config = json.loads((tmp_path / "sparkrig" / "fabric.json").read_text())
     assert config["rails"] == {A: "10.98.1.11", B: "10.98.2.11"}
     run(state="absent")
