@@ -20,6 +20,7 @@ from lab.build import Job, playbook
 from lab.common import LabError, cache_dir, main_guard, say
 from lab.nodes import INVENTORY
 from lab.play import Outcome, parse_recap
+from lab.play import play as play_here
 from tests.gates.artefact import BIN, PROJECT, bare_environment, install
 
 REACH = "reach.py"
@@ -89,6 +90,10 @@ def main() -> None:
     again = play(place, "site")
     if again.changed:
         raise LabError(f"the second site changed {again.changed}, expected 0:\n{again.text}")
+    # From a controller that is configured in another way: what is on the nodes does not depend on that.
+    checkout = play_here("site.yml")
+    if checkout.code != 0 or checkout.changed:
+        raise LabError(f"site of the checkout changed {checkout.changed}, expected 0:\n{checkout.text}")
     say(f"release-check: {artefact.name} serves by itself; a second run changed 0 on {len(again.recap)} nodes")
 
 
