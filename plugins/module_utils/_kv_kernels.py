@@ -725,7 +725,10 @@ _MADE: Mapping[str, Callable[[_Plain], str | None]] = {
 
 
 def check_made(request: Request, model: Model, dialect: Dialect, dtype: str, backend: Backend) -> None:
-    """What kernels for K and V heads refuse when they are made for a layer, after they were chosen."""
+    """What kernels refuse when they are made for a layer, after they were chosen."""
+    gathers = request.decode_context_parallel_size > 1 and backend.has_dcp(dialect)
+    if gathers and backend.name == "FLASHMLA_SPARSE" and not dtype.endswith("_ds_mla"):
+        raise EngineRefusal(texts.sparse_dcp_cache())
     if request.device == "cpu" or request.compute_capability is None:
         refusal = split_cache(dialect.version, dtype) if backend.name == "TRITON_ATTN_DIFFKV" else None
         if refusal is not None:

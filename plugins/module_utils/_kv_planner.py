@@ -589,9 +589,6 @@ def _build_geometry(request: Request, dialect: Dialect, model: Model) -> Geometr
             raise EngineRefusal(uneven)
     check_layers(request, model, dtype)
     check_made(request, model, dialect, dtype, backend)
-    gathers = request.decode_context_parallel_size > 1 and backend.has_dcp(dialect)
-    if gathers and backend.name == "FLASHMLA_SPARSE" and not dtype.endswith("_ds_mla"):
-        raise EngineRefusal(texts.sparse_dcp_cache())
     bounds = _stage_bounds(len(model.layers), request.pipeline_parallel_size)
     if model.expert_layers and not all(any(model.expert_layers[first:end]) for first, end in bounds):
         raise EngineRefusal(model.no_experts)
